@@ -5,6 +5,7 @@ names of the original's variables; `averaged`, whether the moving average `ema` 
 trained, `rng_state`, a uint8 array. It lies in `RUN/train_torch/` as `STEP-I-of-N.npz`, none larger than asked for, and
 counts only when all N are there.
 """
+
 import glob
 import json
 import math
@@ -21,121 +22,134 @@ FOLDER = "train_torch"
 
 
 def weight_shapes(num_filters, filter_dims):
-  """Names and shapes of the weights of a model, dict[str, tuple], as the original named them."""
-  shapes = {}
-  downs = [3, *num_filters[:-1], 2 * num_filters[-1]]
-  ups = [*num_filters[::-1], 3]
-  for scope, norm, channels, sizes in (("sequential", "gdn", downs, filter_dims),
-                                       ("sequential_1", "igdn", ups, filter_dims[::-1])):
-    for i, size in enumerate(sizes):
-      name, last = f"{scope}/layer_{i}", i == len(sizes) - 1
-      shapes[f"{name}/kernel_rdft"] = (size * size, channels[i] * channels[i + 1])
-      if not last or norm == "igdn":
-        shapes[f"{name}/bias"] = (channels[i + 1],)
-      if not last:
-        shapes[f"{name}/{norm}_{i}/reparam_beta"] = (channels[i + 1],)
-        shapes[f"{name}/{norm}_{i}/reparam_gamma"] = (channels[i + 1],) * 2
-  return shapes
+    """Names and shapes of the weights of a model, dict[str, tuple], as the original named them."""
+    shapes = {}
+    downs = [3, *num_filters[:-1], 2 * num_filters[-1]]
+    ups = [*num_filters[::-1], 3]
+    for scope, norm, channels, sizes in (
+        ("sequential", "gdn", downs, filter_dims),
+        ("sequential_1", "igdn", ups, filter_dims[::-1]),
+    ):
+        for i, size in enumerate(sizes):
+            name, last = f"{scope}/layer_{i}", i == len(sizes) - 1
+            shapes[f"{name}/kernel_rdft"] = (size * size, channels[i] * channels[i + 1])
+            if not last or norm == "igdn":
+                shapes[f"{name}/bias"] = (channels[i + 1],)
+            if not last:
+                shapes[f"{name}/{norm}_{i}/reparam_beta"] = (channels[i + 1],)
+                shapes[f"{name}/{norm}_{i}/reparam_gamma"] = (channels[i + 1],) * 2
+    return shapes
 
 
 def initial(args):
-  """A fresh state: kernels by variance scaling (fan in, truncated normal), GDN with beta 1 and gamma 0.1 I."""
-  rng = np.random.default_rng(args.seed)
-  pedestal = 2.0 ** -36
-  channels = {"sequential": [3, *args.num_filters[:-1]], "sequential_1": args.num_filters[::-1]}
-  weights = {}
-  for name, shape in weight_shapes(args.num_filters, args.filter_dims).items():
-    scope, layer, leaf = name.split("/")[0], int(re.search(r"layer_(\d+)", name)[1]), name.split("/")[-1]
-    if leaf == "kernel_rdft":  # the basis is orthonormal, so a spherical draw may be made on either side of it
-      fan_in = shape[0] * channels[scope][layer]
-      value = stats.truncnorm.rvs(-2, 2, scale=1 / (0.87962566103423978 * math.sqrt(fan_in)), size=shape, random_state=rng)
-    elif leaf == "reparam_beta":
-      value = np.sqrt(np.ones(shape) + pedestal)
-    elif leaf == "reparam_gamma":
-      value = np.sqrt(0.1 * np.eye(shape[0]) + pedestal)
-    else:
-      value = np.zeros(shape)
-    weights[name] = value.astype(np.float32)
-  return from_weights(weights)
+    """A fresh state: kernels by variance scaling (fan in, truncated normal), GDN with beta 1 and gamma 0.1 I."""
+    rng = np.random.default_rng(args.seed)
+    pedestal = 2.0**-36
+    channels = {"sequential": [3, *args.num_filters[:-1]], "sequential_1": args.num_filters[::-1]}
+    weights = {}
+    for name, shape in weight_shapes(args.num_filters, args.filter_dims).items():
+        scope, layer, leaf = name.split("/")[0], int(re.search(r"layer_(\d+)", name)[1]), name.split("/")[-1]
+        if leaf == "kernel_rdft":  # the basis is orthonormal, so a spherical draw may be made on either side of it
+            fan_in = shape[0] * channels[scope][layer]
+            value = stats.truncnorm.rvs(
+                -2, 2, scale=1 / (0.87962566103423978 * math.sqrt(fan_in)), size=shape, random_state=rng
+            )
+        elif leaf == "reparam_beta":
+            value = np.sqrt(np.ones(shape) + pedestal)
+        elif leaf == "reparam_gamma":
+            value = np.sqrt(0.1 * np.eye(shape[0]) + pedestal)
+        else:
+            value = np.zeros(shape)
+        weights[name] = value.astype(np.float32)
+    return from_weights(weights)
 
 
 def from_weights(weights, global_step=0):
-  """The state of a run that starts from these weights: Adam at rest, the average at the weights."""
-  zeros = {k: np.zeros_like(v) for k, v in weights.items()}
-  return {"global_step": global_step, "averaged": False, "weights": weights, "adam_m": zeros, "adam_v": zeros,
-          "ema": weights}
+    """The state of a run that starts from these weights: Adam at rest, the average at the weights."""
+    zeros = {k: np.zeros_like(v) for k, v in weights.items()}
+    return {
+        "global_step": global_step,
+        "averaged": False,
+        "weights": weights,
+        "adam_m": zeros,
+        "adam_v": zeros,
+        "ema": weights,
+    }
 
 
 def from_file(path):
-  """The state of a run that starts from a `weights.npz`."""
-  arrays = utils.load_npz(path)
-  step = int(arrays.pop("global_step"))
-  return from_weights({k: v.astype(np.float32) for k, v in arrays.items()}, step)
+    """The state of a run that starts from a `weights.npz`."""
+    arrays = utils.load_npz(path)
+    step = int(arrays.pop("global_step"))
+    return from_weights({k: v.astype(np.float32) for k, v in arrays.items()}, step)
 
 
 def load(run_dir):
-  """The newest complete state in a run directory, or None.
+    """The newest complete state in a run directory, or None.
 
-  Raises:
-    utils.UserError: a part is damaged.
-  """
-  found = {}
-  for path in glob.glob(os.path.join(glob.escape(run_dir), FOLDER, "*-of-*.npz")):
-    match = re.fullmatch(r"(\d+)-(\d+)-of-(\d+)\.npz", os.path.basename(path))
-    if match:
-      found.setdefault((int(match[1]), int(match[3])), []).append(path)
-  complete = [key for key, paths in found.items() if len(paths) == key[1]]
-  if not complete:
-    return None
-  pieces = {}
-  for path in found[max(complete)]:
-    pieces.update(utils.load_npz(path))
-  state = {"global_step": int(pieces.pop("global_step")), "averaged": bool(pieces.pop("averaged")),
-           "rng_state": pieces.pop("rng_state", None)}
-  rows = {}
-  for key in sorted(pieces, key=lambda key: int(key.rpartition("|")[2])):
-    slot, name, _ = key.split("|")
-    rows.setdefault(slot, {}).setdefault(name, []).append(pieces[key])
-  return state | {slot: {name: np.concatenate(blocks) for name, blocks in named.items()} for slot, named in rows.items()}
+    Raises:
+      utils.UserError: a part is damaged.
+    """
+    found = {}
+    for path in glob.glob(os.path.join(glob.escape(run_dir), FOLDER, "*-of-*.npz")):
+        match = re.fullmatch(r"(\d+)-(\d+)-of-(\d+)\.npz", os.path.basename(path))
+        if match:
+            found.setdefault((int(match[1]), int(match[3])), []).append(path)
+    complete = [key for key, paths in found.items() if len(paths) == key[1]]
+    if not complete:
+        return None
+    pieces = {}
+    for path in found[max(complete)]:
+        pieces.update(utils.load_npz(path))
+    state = {
+        "global_step": int(pieces.pop("global_step")),
+        "averaged": bool(pieces.pop("averaged")),
+        "rng_state": pieces.pop("rng_state", None),
+    }
+    rows = {}
+    for key in sorted(pieces, key=lambda key: int(key.rpartition("|")[2])):
+        slot, name, _ = key.split("|")
+        rows.setdefault(slot, {}).setdefault(name, []).append(pieces[key])
+    return state | {slot: {name: np.concatenate(blocks) for name, blocks in named.items()} for slot, named in rows.items()}
 
 
 def save(run_dir, state, part_bytes=15e6):
-  """Writes a state in parts of at most `part_bytes`, and `weights.npz`; then removes the states before it."""
-  folder = os.path.join(run_dir, FOLDER)
-  os.makedirs(folder, exist_ok=True)
-  pieces = [("global_step", np.int64(state["global_step"])), ("averaged", np.bool_(state["averaged"]))]
-  if state.get("rng_state") is not None:
-    pieces.append(("rng_state", state["rng_state"]))
-  for slot in SLOTS:
-    for name, value in state[slot].items():
-      count = min(len(value), math.ceil(value.nbytes / (part_bytes / 4)))
-      pieces += [(f"{slot}|{name}|{i}", rows) for i, rows in enumerate(np.array_split(value, count))]
-  parts, size = [{}], 0
-  for name, value in pieces:
-    cost = value.nbytes + 1024  # headers
-    if parts[-1] and size + cost > part_bytes:
-      parts, size = [*parts, {}], 0
-    parts[-1][name] = value
-    size += cost
-  old = glob.glob(os.path.join(glob.escape(folder), "*-of-*.npz"))
-  written = [os.path.join(folder, f"{state['global_step']}-{i + 1}-of-{len(parts)}.npz") for i in range(len(parts))]
-  for path, part in zip(written, parts):
-    utils.save_npz(path, part)
-  for path in set(old) - set(written):
-    os.remove(path)
-  save_weights(run_dir, state)
+    """Writes a state in parts of at most `part_bytes`, and `weights.npz`; then removes the states before it."""
+    folder = os.path.join(run_dir, FOLDER)
+    os.makedirs(folder, exist_ok=True)
+    pieces = [("global_step", np.int64(state["global_step"])), ("averaged", np.bool_(state["averaged"]))]
+    if state.get("rng_state") is not None:
+        pieces.append(("rng_state", state["rng_state"]))
+    for slot in SLOTS:
+        for name, value in state[slot].items():
+            count = min(len(value), math.ceil(value.nbytes / (part_bytes / 4)))
+            pieces += [(f"{slot}|{name}|{i}", rows) for i, rows in enumerate(np.array_split(value, count))]
+    parts, size = [{}], 0
+    for name, value in pieces:
+        cost = value.nbytes + 1024  # headers
+        if parts[-1] and size + cost > part_bytes:
+            parts, size = [*parts, {}], 0
+        parts[-1][name] = value
+        size += cost
+    old = glob.glob(os.path.join(glob.escape(folder), "*-of-*.npz"))
+    written = [os.path.join(folder, f"{state['global_step']}-{i + 1}-of-{len(parts)}.npz") for i in range(len(parts))]
+    for path, part in zip(written, parts):
+        utils.save_npz(path, part)
+    for path in set(old) - set(written):
+        os.remove(path)
+    save_weights(run_dir, state)
 
 
 def save_weights(run_dir, state, dtype=np.float32):
-  """Writes `weights.npz`, the moving average where it is the result, as `load_run` reads it."""
-  arrays = {k: v.astype(dtype) for k, v in state["ema" if state["averaged"] else "weights"].items()}
-  utils.save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})
+    """Writes `weights.npz`, the moving average where it is the result, as `load_run` reads it."""
+    arrays = {k: v.astype(dtype) for k, v in state["ema" if state["averaged"] else "weights"].items()}
+    utils.save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})
 
 
 def write_args(run_dir, args):
-  """Makes the run directory, and its `args.json` of every flag."""
-  os.makedirs(run_dir, exist_ok=True)
-  with utils.atomic_write(os.path.join(run_dir, "args.json")) as path:
-    with open(path, "w", encoding="utf-8") as file:
-      json.dump(vars(args), file, indent=2, sort_keys=True, default=str)
-      file.write("\n")
+    """Makes the run directory, and its `args.json` of every flag."""
+    os.makedirs(run_dir, exist_ok=True)
+    with utils.atomic_write(os.path.join(run_dir, "args.json")) as path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(vars(args), file, indent=2, sort_keys=True, default=str)
+            file.write("\n")
