@@ -268,6 +268,9 @@ class Means:
     """Means of the metrics since they were last taken."""
 
     def __init__(self):
+        self.reset()
+
+    def reset(self):
         self.total, self.steps, self.since = np.zeros(len(METRICS)), 0, time.monotonic()
 
     def add(self, values):
@@ -278,7 +281,7 @@ class Means:
         """Returns dict of float, the `METRICS` and `steps_per_second`, and starts anew."""
         seconds = time.monotonic() - self.since
         means = dict(zip(METRICS, (self.total / self.steps).tolist()), steps_per_second=self.steps / seconds)
-        self.__init__()
+        self.reset()
         return means
 
 
@@ -407,21 +410,22 @@ def train(args, run_dir, learning_rate, record):
               args.verbose, args.save_summary_secs)
     if chief:
         record(first, len(photographs))
-    saver = Saver(trainer, run_dir, args.save_checkpoint_secs)
+        saver = Saver(trainer, run_dir, args.save_checkpoint_secs)
     size = args.batchsize // workers
     crops = ([step * args.batchsize + worker * size + i for i in range(size)] for step in range(first, args.last_step))
     batches = photographs.batches(crops, args.preprocess_threads, seed=args.seed, flip=args.flip, min_scale=args.min_scale)
     try:
-        for step, x in enumerate(utils.progress(batches, initial=first, total=args.last_step), first):
-            rate = learning_rate(step)
-            metrics = trainer.train_step(trainer.distribute(x), tf.constant(rate, tf.float32),
-                                         tf.constant(args.prior_lr * rate / args.learning_rate, tf.float32))
-            log.add(step, metrics)
-            if chief:
-                log.write(trainer.model, x)
-                if saver.due():
-                    log.flush()
-                    saver.save()
+        with contextlib.closing(batches):  # and its threads
+            for step, x in enumerate(utils.progress(batches, initial=first, total=args.last_step), first):
+                rate = learning_rate(step)
+                metrics = trainer.train_step(trainer.distribute(x), tf.constant(rate, tf.float32),
+                                             tf.constant(args.prior_lr * rate / args.learning_rate, tf.float32))
+                log.add(step, metrics)
+                if chief:
+                    log.write(trainer.model, x)
+                    if saver.due():
+                        log.flush()
+                        saver.save()
         log.flush()
         if chief:
             log.write(trainer.model, x, force=True)

@@ -65,9 +65,9 @@ class RDFTKernel(tfc.Parameter):
 
 
 class SignalConv2D(tfc.SignalConv2D):
-    """`tfc.SignalConv2D` with `padding="same_zeros"` and square kernels, either downsampling or upsampling.
+    """`tfc.SignalConv2D` for its two uses here: `corr=True` downsampling, or `corr=False` upsampling.
 
-    Args: as there; sides of the input have to be multiples of `strides_down`.
+    It takes `padding="same_zeros"` and square kernels for granted. Sides of its input are multiples of `strides_down`.
     """
 
     def call(self, inputs):
@@ -180,7 +180,7 @@ class GDN(tfc.GDN):
 
 
 class VAE(tf.Module):
-    """A variational autoencoder of images: Gaussian posterior and likelihood, fixed or learned prior (a few layers each)."""
+    """A variational autoencoder of images: Gaussian posterior and likelihood, standard normal or learned prior."""
 
     def __init__(self, num_filters, filter_dims, sampling_rates, learned_prior=False, prior_init_scale=10.,
                  likelihood_variance=.02, mixed_precision=False):
