@@ -28,7 +28,6 @@ import constriction
 import numpy as np
 
 import utils
-from quantizers import ChannelwisePriorCDFQuantizer
 
 MAGIC, VERSION = b"VBQ", 1
 HEADER = struct.Struct("<3sB8sIIBdI")
@@ -58,20 +57,16 @@ def integer_table(counts):
     return 1 + np.diff(sums * spare // sums[:, -1:], axis=1, prepend=0)
 
 
-class Table:
-    """One lambda's part of a quantizer, and the coder of its indices.
+class TableCoder:
+    """Codes indices of code points by the counts of one table.
 
     Attributes:
-      quantizer: ChannelwisePriorCDFQuantizer that has this table alone, whatever the lambda.
       least_bits: float, of any latent position in the stream.
     """
 
-    def __init__(self, quantizer, table):
-        only = slice(table, table + 1)
-        self.quantizer = ChannelwisePriorCDFQuantizer(
-            quantizer.code_points, quantizer.lambs[only], quantizer.bit_length_counts[only], quantizer.index_counts[only],
-            quantizer.passes, None if quantizer.shifts is None else quantizer.shifts[only])
-        frequencies = integer_table(quantizer.index_counts[table])
+    def __init__(self, counts):
+        """Args: counts: int [C, K], see `integer_table`."""
+        frequencies = integer_table(counts)
         self.least_bits = float(np.sum(PRECISION - np.log2(frequencies.max(axis=1))))
         # With perfect=False, constriction scales the partial sums of the weights so that they end at 2^24 - K, rounds them down
         # and adds 1 a symbol. Here the scale is 1, and every sum an integer that float32 holds: it uses just these frequencies.
@@ -114,23 +109,23 @@ class Table:
 
 
 @functools.lru_cache(maxsize=32)
-def table_of(quantizer, table):
-    """Returns the `Table`, an int, of a quantizer; the latest are kept."""
-    return Table(quantizer, table)
+def coder_of(quantizer, table):
+    """Returns the `TableCoder` of a quantizer's table, an int; the latest are kept."""
+    return TableCoder(quantizer.index_counts[table])
 
 
 def file_size(quantizer, indices, table):
     """Measures the file that an image would take, without a run: for `post_process.py --bitstream`.
 
     Args:
-      quantizer: ChannelwisePriorCDFQuantizer.
+      quantizer: quantizers.ChannelwisePriorCDFQuantizer.
       indices: int [..., C], the image's latents as they were quantized for table.
       table: int.
 
     Returns:
       int, bytes.
     """
-    return OVERHEAD + len(table_of(quantizer, table).encode(indices))
+    return OVERHEAD + len(coder_of(quantizer, table).encode(indices))
 
 
 # The file.

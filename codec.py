@@ -21,19 +21,17 @@ import numpy as np
 from PIL import Image
 
 import utils
-from bitstream import VERSION, Header, check_pixels, pack, table_of, unpack
+from bitstream import VERSION, Header, check_pixels, pack, coder_of, unpack
 from bls2017_vae import load_run, number
 from quantizers import ChannelwisePriorCDFQuantizer
+from tree_search import LEAST_STD, quantize
 
 DEFAULT_LAMB = 1.
 TILE_PIXELS = 1024  # side of the pieces that images are transformed in, without margins
-KEPT_LATENTS = 2**24  # of how many a search keeps the candidates: 1 GB
 BPP_TOLERANCE = .005  # of the target
 PSNR_TOLERANCE = .01  # dB
 LEAST_STEP = 1e-3  # of lambda, relative, where a search gives up
 MOST_STRETCH = 2.**10  # how far below the smallest lambda a search goes
-MOST_LAMB = 1e30  # beyond which only the rate counts, in float32
-LEAST_STD = np.float32(1e-12)  # as in quantizers.py
 
 
 # The run.
@@ -128,7 +126,7 @@ class Codec:
             raise utils.UserError(f"expected a table below {len(self.quantizer.lambs)}, found {header.table}")
         shape = self.latent_shape(header.height, header.width)
         try:
-            indices = table_of(self.quantizer, header.table).decode(stream, shape[0] * shape[1])
+            indices = coder_of(self.quantizer, header.table).decode(stream, shape[0] * shape[1])
         except ValueError as error:
             raise utils.UserError(f"expected a stream of {shape[0]} x {shape[1]} latents, found another: {error}") from error
         return header, indices.reshape(shape)
@@ -241,25 +239,10 @@ class Encoder:
             raise utils.UserError(f"expected an image, uint8 [H, W, 3], found {image.dtype} {list(image.shape)}")
         self.codec, self.image = codec, image
         self.mean, self.std = codec.posterior(image)
-        self._candidates = None
 
-    def choose(self, lamb, table, keep=False):
-        """Quantizes.
-
-        Args:
-          lamb: float > 0.
-          table: int, whose code lengths count.
-          keep: bool, whether to keep for other lambdas what does not depend on it, unless that is too much.
-
-        Returns:
-          int32 indices of code points, [h, w, C].
-        """
-        quantizer, lamb = table_of(self.codec.quantizer, table).quantizer, min(lamb, MOST_LAMB)
-        if keep and not self._candidates and self.mean.size <= KEPT_LATENTS:
-            self._candidates = quantizer.prepare(self.mean, self.std)
-        if self._candidates:
-            return quantizer.choose(self._candidates, lamb)
-        return np.concatenate([quantizer.quantize(self.mean[rows], self.std[rows], lamb) for rows in self._blocks()])
+    def choose(self, lamb, table):
+        """Returns the latents quantized for lamb > 0 by the lengths of a table: int32 indices of code points, [h, w, C]."""
+        return quantize(self.codec.quantizer, self.mean, self.std, lamb, table)
 
     def choose_best(self, lamb, start):
         """Quantizes with the table that suits the image best: that of the least distortion + lamb * bits.
@@ -275,7 +258,7 @@ class Encoder:
           int table, and indices as `choose` does.
         """
         def with_cost(table):
-            indices = self.choose(lamb, table, keep=True)
+            indices = self.choose(lamb, table)
             return self.distortion(indices, table) + lamb * self.bits(indices, table), table, indices
 
         best = with_cost(start)
@@ -295,23 +278,16 @@ class Encoder:
 
     def distortion(self, indices, table):
         """Returns what the quantizer holds against the bits: the sum of (z - mean)^2 / (2 std^2), float, in nats."""
-        total = 0.
-        for rows in self._blocks():
-            error = self.codec.quantizer.dequantize(indices[rows], table) - self.mean[rows]
-            error /= np.maximum(self.std[rows], LEAST_STD)
-            total += np.square(error, out=error).sum(dtype=np.float64) / 2
-        return float(total)
+        error = self.codec.quantizer.dequantize(indices, table)
+        error -= self.mean
+        error /= np.maximum(self.std, LEAST_STD)
+        return float(np.square(error, out=error).sum(dtype=np.float64)) / 2
 
-    def _blocks(self):
-        """Slices of rows, so that temporary arrays take bounded memory."""
-        step = max(1, KEPT_LATENTS // 8 // self.mean[0].size)
-        return [slice(row, row + step) for row in range(0, len(self.mean), step)]
-
-    def compress(self, lamb, table=None, keep=False):
+    def compress(self, lamb, table=None):
         """Writes the image at one lambda.
 
         Args:
-          lamb, keep: as in `choose`.
+          lamb: float > 0.
           table: int, or "best", see `choose_best`; or None for that of the nearest lambda.
 
         Returns:
@@ -324,10 +300,10 @@ class Encoder:
             table, indices = self.choose_best(lamb, nearest)
         else:
             table = nearest if table is None else table
-            indices = self.choose(lamb, table, keep)
+            indices = self.choose(lamb, table)
         height, width, _ = self.image.shape
         header = Header(self.codec.fingerprint, width, height, table, float(lamb))
-        data = pack(header, table_of(self.codec.quantizer, table).encode(indices))
+        data = pack(header, coder_of(self.codec.quantizer, table).encode(indices))
         return Compressed(data, header, indices, self.bits(indices, table))
 
     def psnr(self, compressed):
@@ -366,7 +342,7 @@ class Encoder:
         aim, (low, high) = target + tolerance / 2, sorted((target, target + tolerance))
 
         def at(lamb, table="best"):
-            compressed = self.compress(lamb, table, keep=True)
+            compressed = self.compress(lamb, table)
             return _Point(measure(compressed), compressed)
 
         def narrow(above, below, ratio, *table):

@@ -4,7 +4,7 @@
     python benchmarks/codec_shares.py --quick     all with tiny sizes: tries the benchmark
 
 Models and photographs are those of `run.py`. Whatever is not the network should take less time than it: the exit status is 1
-if it does not. The range coder's tables are made anew each time, as for the first image of a process.
+if it does not. Tables are made anew each time, as for the first image of a process.
 """
 
 import argparse
@@ -46,12 +46,15 @@ def compress(codec, image, table):
     """Compresses an image, as `codec.compress` does: `Clock` and bytes of the file."""
     import numpy as np
     import bitstream
+    import tree_search
     clock = Clock()
     height, width, _ = image.shape
     mean, logvar = clock("network", codec.run.encode, image[None])
-    coder = clock("tables", bitstream.Table, codec.quantizer, table)
+    tree_search.trees_of.cache_clear()
+    clock("tables", tree_search.trees_of, codec.quantizer, table)
+    coder = clock("tables", bitstream.TableCoder, codec.quantizer.index_counts[table])
     std = clock("quantizing", lambda: np.exp(.5 * logvar[0]))
-    indices = clock("quantizing", coder.quantizer.quantize, mean[0], std, LAMB)
+    indices = clock("quantizing", tree_search.quantize, codec.quantizer, mean[0], std, LAMB, table)
     stream = clock("range coder", coder.encode, indices)
     header = bitstream.Header(codec.fingerprint, width, height, table, LAMB)
     return clock, clock("header", bitstream.pack, header, stream)
@@ -63,7 +66,7 @@ def decompress(codec, data):
     clock = Clock()
     header, stream = clock("header", bitstream.unpack, data)
     shape = codec.latent_shape(header.height, header.width)
-    coder = clock("tables", bitstream.Table, codec.quantizer, header.table)
+    coder = clock("tables", bitstream.TableCoder, codec.quantizer.index_counts[header.table])
     indices = clock("range coder", coder.decode, stream, shape[0] * shape[1]).reshape(shape)
     z_hat = clock("dequantizing", codec.quantizer.dequantize, indices[None], header.table)
     x_hat = clock("network", codec.run.decode, z_hat, header.height, header.width)[0]

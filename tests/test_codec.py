@@ -115,7 +115,7 @@ def test_a_plain_decoder_reads_the_stream_with_integer_frequencies():
     random = np.random.default_rng(0)
     quantizer = toy_quantizer()
     for number in (0, 1):
-        table = bitstream.Table(quantizer, number)
+        table = bitstream.TableCoder(quantizer.index_counts[number])
         indices = random.integers(0, 31, (400, 3))
         frequencies = bitstream.integer_table(quantizer.index_counts[number])
         np.testing.assert_array_equal(plain_decode(table.encode(indices), frequencies, 400), indices)
@@ -170,9 +170,9 @@ def test_frequencies_cost_at_most_a_few_thousandths_of_a_bit(the_codec, refined)
 @pytest.mark.parametrize("positions", [1, 3, 1000])
 def test_extreme_symbols_survive(positions):
     random = np.random.default_rng(positions)
-    sure = np.zeros((1, 2, 31), int)
-    sure[:, :, 7] = 10**9
-    table = bitstream.Table(ChannelwisePriorCDFQuantizer(np.tile(np.arange(31), (2, 1)), [1.], np.ones((1, 2, 5), int), sure), 0)
+    sure = np.zeros((2, 31), int)
+    sure[:, 7] = 10**9
+    table = bitstream.TableCoder(sure)
     for indices in (np.full((positions, 2), 7), np.full((positions, 2), 30), random.integers(0, 31, (positions, 2))):
         stream = table.encode(indices)
         np.testing.assert_array_equal(table.decode(stream, positions), indices)
@@ -180,7 +180,7 @@ def test_extreme_symbols_survive(positions):
 
 
 def test_streams_with_words_too_few_or_too_many_are_refused():
-    table = bitstream.Table(toy_quantizer(), 1)
+    table = bitstream.TableCoder(toy_quantizer().index_counts[1])
     indices = np.random.default_rng(0).integers(0, 31, (50, 3))
     stream = table.encode(indices)
     assert np.array_equal(table.decode(stream, 50), indices)
@@ -206,7 +206,7 @@ def test_files_are_as_long_as_estimated_and_decode_to_what_was_encoded(the_codec
 
 def check_file(one, encoder, lamb, table):
     """What the issue asks of every file."""
-    compressed = encoder.compress(lamb, keep=True)
+    compressed = encoder.compress(lamb)
     header, indices = one.read(compressed.data)
     np.testing.assert_array_equal(indices, compressed.indices)
     assert header == compressed.header == (one.fingerprint, *encoder.image.shape[1::-1], table, lamb)
@@ -220,7 +220,7 @@ def test_estimates_are_those_of_the_originals_results(the_codec, china):
     results = utils.load_npz(os.path.join(GOLDEN, "ChannelwisePriorCDFQuantizer-max_bits=10-compression_results.npz"))
     number = list(results["compressed_files"]).index("china.png")
     encoder = codec.Encoder(the_codec, china)
-    found = [encoder.compress(lamb, keep=True).estimated_bits for lamb in LAMBS]
+    found = [encoder.compress(lamb).estimated_bits for lamb in LAMBS]
     np.testing.assert_allclose(found, results["B"][number], rtol=2e-3)
 
 
@@ -243,13 +243,6 @@ def test_any_lambda_is_coded_with_the_nearest_table(the_codec, china):
     assert len(encoder.compress(1e4).data) <= len(encoder.compress(128.).data) < len(encoder.compress(.001).data)
     for wrong in (0., -1., math.inf, math.nan):
         fails(encoder.compress, wrong)
-
-
-def test_memory_decides_nothing_but_how_latents_are_quantized(the_codec, china, monkeypatch):
-    expected = codec.Encoder(the_codec, china).compress(.3, keep=True)
-    monkeypatch.setattr(codec, "KEPT_LATENTS", 500)
-    found = codec.Encoder(the_codec, china).compress(.3, keep=True)
-    assert found.data == expected.data
 
 
 def test_arrays_that_are_no_image_are_refused(run, china):
@@ -361,7 +354,7 @@ def encoder(request, the_codec, refined, china):
 
 
 def test_bpp_finds_the_largest_file_within_a_percent(encoder):
-    low, high = (encoder.compress(lamb, keep=True).bpp for lamb in LAMBS[[-1, 0]])
+    low, high = (encoder.compress(lamb).bpp for lamb in LAMBS[[-1, 0]])
     for target in np.geomspace(low * 1.001, high * 1.005, 23):
         found = encoder.search_bpp(target)
         assert target * .99 <= found.bpp <= target
@@ -371,20 +364,20 @@ def test_bpp_finds_the_largest_file_within_a_percent(encoder):
 
 def test_psnr_finds_a_file_that_reaches_it_and_no_smaller_one(encoder):
     """The tiny model's PSNR does not always fall with lambda: targets are where it does, for the better part."""
-    low, high = (encoder.psnr(encoder.compress(lamb, keep=True)) for lamb in LAMBS[[-1, 8]])
+    low, high = (encoder.psnr(encoder.compress(lamb)) for lamb in LAMBS[[-1, 8]])
     for target in np.linspace(low, high, 7)[1:-1]:
         found = encoder.search_psnr(target)
         assert target <= encoder.psnr(found) <= target + .15
-        smaller = encoder.compress(found.header.lamb * 1.05, found.header.table, keep=True)
+        smaller = encoder.compress(found.header.lamb * 1.05, found.header.table)
         assert len(smaller.data) < len(found.data) and encoder.psnr(smaller) < target
 
 
 def test_the_best_table_has_the_least_cost_of_all(encoder):
     for lamb in LAMBS[::3]:
-        found = encoder.compress(lamb, "best", keep=True)
+        found = encoder.compress(lamb, "best")
         costs = []
         for table in range(16):
-            indices = encoder.choose(lamb, table, keep=True)
+            indices = encoder.choose(lamb, table)
             z_hat = encoder.codec.quantizer.dequantize(indices, table)
             distortion = np.sum(np.square((z_hat - encoder.mean) / encoder.std, dtype=np.float64)) / 2
             costs.append(distortion + lamb * encoder.codec.quantizer.bits(indices, table).sum(dtype=np.float64))
@@ -397,7 +390,7 @@ def test_searches_take_few_steps(encoder, monkeypatch):
     calls = []
     reconstruct = codec.Codec.reconstruct
     monkeypatch.setattr(codec.Codec, "reconstruct", lambda *args: calls.append(args) or reconstruct(*args))
-    target = encoder.psnr(encoder.compress(20., keep=True)) - .005
+    target = encoder.psnr(encoder.compress(20.)) - .005
     calls.clear()
     encoder.search_psnr(target)
     assert len(calls) <= 20  # with a larger model, whose PSNR is a smoother function of lambda, about 10
