@@ -28,6 +28,7 @@ import constriction
 import numpy as np
 
 import utils
+from contexts import CLASSES
 
 MAGIC, VERSION = b"VBQ", 1
 HEADER = struct.Struct("<3sB8sIIBdI")
@@ -57,50 +58,37 @@ def integer_table(counts):
     return 1 + np.diff(sums * spare // sums[:, -1:], axis=1, prepend=0)
 
 
-class TableCoder:
-    """Codes indices of code points by the counts of one table.
+class _Coder:
+    """Codes indices of code points, int [.., C], as a stream of constriction's range coder.
 
     Attributes:
       least_bits: float, of any latent position in the stream.
     """
 
-    def __init__(self, counts):
-        """Args: counts: int [C, K], see `integer_table`."""
-        frequencies = integer_table(counts)
-        self.least_bits = float(np.sum(PRECISION - np.log2(frequencies.max(axis=1))))
-        # With perfect=False, constriction scales the partial sums of the weights so that they end at 2^24 - K, rounds them down
-        # and adds 1 a symbol. Here the scale is 1, and every sum an integer that float32 holds: it uses just these frequencies.
-        self._models = [constriction.stream.model.Categorical(weights, lazy=False, perfect=False)
-                        for weights in (frequencies - 1).astype(np.float32)]
-
     def encode(self, indices):
-        """Returns the stream, bytes, of int indices [..., C]."""
+        """Returns the stream, bytes, of int indices [.., C]."""
         encoder = constriction.stream.queue.RangeEncoder()
-        symbols = indices.reshape(-1, len(self._models)).T.astype(np.int32, order="C")
-        for model, channel in zip(self._models, symbols):
-            encoder.encode(channel, model)
+        self._encode(encoder, indices.astype(np.int32))
         return encoder.get_compressed().astype("<u4").tobytes()
 
-    def decode(self, stream, positions):
+    def decode(self, stream, *shape):
         """Inverts `encode`.
 
         Args:
           stream: bytes, a multiple of 4.
-          positions: int, how many latent positions.
+          shape: ints, the axes of the indices without the channels.
 
         Returns:
-          int16 indices [positions, C].
+          int16 indices [*shape, C].
 
         Raises:
           ValueError: it is no stream that `encode` writes.
         """
-        if 8 * len(stream) < positions * self.least_bits - STREAM_SLACK:
+        if 8 * len(stream) < math.prod(shape) * self.least_bits - STREAM_SLACK:
             raise ValueError("it is too short for so many")
-        indices = np.empty((positions, len(self._models)), np.int16)
         try:
             decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
-            for model, channel in zip(self._models, indices.T):
-                channel[:] = decoder.decode(model, positions)
+            indices = self._decode(decoder, shape)
         except AssertionError as error:  # a range coder makes sense of nearly everything, but not of all
             raise ValueError("it holds what no symbol stands for") from error
         if self.encode(indices) != stream:  # the only sure sign of missing and of needless words
@@ -108,10 +96,85 @@ class TableCoder:
         return indices
 
 
-@functools.lru_cache(maxsize=32)
+def _model(frequencies):
+    """The range coder's model with just these frequencies, int [K], see `integer_table`.
+
+    With perfect=False, constriction scales the partial sums of the weights so that they end at 2^24 - K, rounds them down and
+    adds 1 a symbol. Here the scale is 1, and every sum an integer that float32 holds.
+    """
+    return constriction.stream.model.Categorical((frequencies - 1).astype(np.float32), lazy=False, perfect=False)
+
+
+class TableCoder(_Coder):
+    """Codes by the counts of one table, channel after channel."""
+
+    def __init__(self, counts):
+        """Args: counts: int [C, K], see `integer_table`."""
+        frequencies = integer_table(counts)
+        self.least_bits = float(np.sum(PRECISION - np.log2(frequencies.max(axis=1))))
+        self._models = [_model(row) for row in frequencies]
+
+    def _encode(self, encoder, indices):
+        for model, channel in zip(self._models, np.ascontiguousarray(indices.reshape(-1, len(self._models)).T)):
+            encoder.encode(channel, model)
+
+    def _decode(self, decoder, shape):
+        positions = math.prod(shape)
+        indices = np.empty((positions, len(self._models)), np.int16)
+        for model, channel in zip(self._models, indices.T):
+            channel[:] = decoder.decode(model, positions)
+        return indices.reshape(*shape, len(self._models))
+
+
+class ContextCoder(_Coder):
+    """Codes by the contexts of one table: group after group, phase after phase, channel after channel, class after class."""
+
+    def __init__(self, contexts):
+        """Args: contexts: contexts.TableContexts."""
+        self._contexts, self._models, self.least_bits = contexts, [], 0.
+        for c in range(len(contexts.order)):
+            frequencies = integer_table(contexts.symbol_weights(c))
+            self.least_bits += float(PRECISION - np.log2(frequencies.max()))
+            self._models.append([_model(row) for row in frequencies])
+
+    def _encode(self, encoder, indices):
+        flat = indices.reshape(-1, indices.shape[-1])
+
+        def code(channels, where, classes):
+            symbols = flat[np.ix_(where, channels)]
+            for model, some, c in self._runs(channels, classes):
+                encoder.encode(symbols[some, c], model)
+            return symbols
+
+        self._contexts.walk((1, *indices.shape[:-1]), code)
+
+    def _decode(self, decoder, shape):
+        indices = np.empty((math.prod(shape), len(self._models)), np.int16)
+
+        def code(channels, where, classes):
+            symbols = np.empty(classes.shape, np.int16)
+            for model, some, c in self._runs(channels, classes):
+                symbols[some, c] = decoder.decode(model, len(some))
+            indices[np.ix_(where, channels)] = symbols
+            return symbols
+
+        self._contexts.walk((1, *shape), code)
+        return indices.reshape(*shape, -1)
+
+    def _runs(self, channels, classes):
+        """Yields what is coded by one model, of classes uint8 [p, n]: the model, positions int [some] of p, and a number < n."""
+        for c, row in enumerate(np.ascontiguousarray(classes.T)):
+            ends = np.cumsum(np.bincount(row, minlength=CLASSES)).tolist()
+            order = np.argsort(row, kind="stable")
+            for model, start, end in zip(self._models[channels[c]], [0, *ends], ends):
+                if end > start:
+                    yield model, order[start:end], c
+
+
+@functools.lru_cache(maxsize=16)
 def coder_of(quantizer, table):
-    """Returns the `TableCoder` of a quantizer's table, an int; the latest are kept."""
-    return TableCoder(quantizer.index_counts[table])
+    """Returns the coder of a quantizer's table, an int; the latest are kept."""
+    return ContextCoder(quantizer.contexts_at(table)) if quantizer.contexts else TableCoder(quantizer.index_counts[table])
 
 
 def file_size(quantizer, indices, table):
@@ -119,7 +182,7 @@ def file_size(quantizer, indices, table):
 
     Args:
       quantizer: quantizers.ChannelwisePriorCDFQuantizer.
-      indices: int [..., C], the image's latents as they were quantized for table.
+      indices: int [h, w, C], the image's latents as they were quantized for table.
       table: int.
 
     Returns:

@@ -195,6 +195,7 @@ class Run:
         any_size = [tf.TensorSpec([None, None, None, channels]) for channels in (3, self.num_channels)]
         self._analysis = tf.function(model.analysis, input_signature=any_size[:1])
         self._synthesis = tf.function(model.synthesis, input_signature=any_size[1:])
+        self._likelihood_gradient = tf.function(model.likelihood_gradient, input_signature=any_size[::-1])
 
     def encode(self, images):
         """Maps images to the parameters of the posterior of their latents.
@@ -228,6 +229,22 @@ class Run:
         z = np.asarray(z, np.float32)
         pixels = z.shape[1] * z.shape[2] * self.stride**2
         return np.concatenate([self._synthesis(z[some]).numpy()[:, :height, :width] for some in batches(len(z), pixels)])
+
+    def likelihood_gradient(self, z, images):
+        """Decodes latents, and finds how to explain images better.
+
+        Args:
+          z: float [B, h, w, C].
+          images: [B, H, W, 3], uint8, or float in [0, 1], that `encode` would map to latents of this shape.
+
+        Returns:
+          float32 [B, H, W, 3], what `decode` returns; and the gradient of -log p(x | z), in nats, by z: float32 [B, h, w, C].
+        """
+        z = np.asarray(z, np.float32)
+        scale = np.float32(255 if images.dtype == np.uint8 else 1)
+        parts = [self._likelihood_gradient(z[some], np.asarray(images[some], np.float32) / scale)
+                 for some in batches(len(z), z.shape[1] * z.shape[2] * self.stride**2)]
+        return tuple(np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))
 
 
 def batches(count, pixels):

@@ -20,14 +20,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+import joint
+import pieces
 import utils
 from bitstream import VERSION, Header, check_pixels, pack, coder_of, unpack
 from bls2017_vae import load_run, number
 from quantizers import ChannelwisePriorCDFQuantizer
-from tree_search import LEAST_STD, quantize
+from tree_search import LEAST_STD
 
 DEFAULT_LAMB = 1.
-TILE_PIXELS = 1024  # side of the pieces that images are transformed in, without margins
 BPP_TOLERANCE = .005  # of the target
 PSNR_TOLERANCE = .01  # dB
 LEAST_STEP = 1e-3  # of lambda, relative, where a search gives up
@@ -43,6 +44,8 @@ def _fingerprint(model, quantizer):
     digest.update(quantizer.code_points.astype("<f4").tobytes())
     digest.update(b"" if quantizer.shifts is None else quantizer.shifts.astype("<f2").tobytes())
     digest.update(quantizer.index_counts.astype("<u4").tobytes())
+    for name, x in quantizer.contexts.arrays().items() if quantizer.contexts else ():
+        digest.update(f"{name} {x.shape}".encode() + x.astype("<i8").tobytes())
     return digest.digest()[:8]
 
 
@@ -70,41 +73,13 @@ class Codec:
         return height, width, self.run.num_channels
 
     def posterior(self, image):
-        """Applies the analysis transform, piece by piece.
-
-        Args:
-          image: uint8 [H, W, 3].
-
-        Returns:
-          float32 posterior mean and standard deviation, [ceil(H / stride), ceil(W / stride), C] each: but for the rounding
-          those that the whole image would have in one piece.
-        """
-        shape = self.latent_shape(*image.shape[:2])
-        mean, std = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        for tile, padded, inside in tiles(self.run, *shape[:2]):
-            piece = image[pixels(padded, self.run.stride)]
-            mean[tile], std[tile] = (latents[0][inside] for latents in self.run.encode(piece[None]))
-        std *= .5
-        return mean, np.exp(std, out=std)
+        """Returns mean and standard deviation of the latents' posterior, float32 [h, w, C] each, of a uint8 image [H, W, 3]."""
+        self.latent_shape(*image.shape[:2])
+        return pieces.posterior(self.run, image)
 
     def reconstruct(self, indices, table, height, width):
-        """Applies the synthesis transform, piece by piece.
-
-        Args:
-          indices: int [h, w, C] of code points.
-          table: int, the table they are coded with.
-          height, width: int, pixels.
-
-        Returns:
-          uint8 [height, width, 3].
-        """
-        image = np.empty((height, width, 3), np.uint8)
-        for tile, padded, inside in tiles(self.run, *indices.shape[:2]):
-            z_hat = self.quantizer.dequantize(indices[padded], table)
-            x_hat = self.run.decode(z_hat[None])[0][pixels(inside, self.run.stride)]
-            here = image[pixels(tile, self.run.stride)]
-            here[:] = utils.to_uint8(x_hat[:here.shape[0], :here.shape[1]])
-        return image
+        """Returns the uint8 image [height, width, 3] of int indices [h, w, C] that were coded with table, an int."""
+        return pieces.reconstruct(self.run, lambda some: self.quantizer.dequantize(some, table), indices, height, width)
 
     def read(self, data):
         """Decodes a file up to the indices.
@@ -126,10 +101,10 @@ class Codec:
             raise utils.UserError(f"expected a table below {len(self.quantizer.lambs)}, found {header.table}")
         shape = self.latent_shape(header.height, header.width)
         try:
-            indices = coder_of(self.quantizer, header.table).decode(stream, shape[0] * shape[1])
+            indices = coder_of(self.quantizer, header.table).decode(stream, *shape[:2])
         except ValueError as error:
             raise utils.UserError(f"expected a stream of {shape[0]} x {shape[1]} latents, found another: {error}") from error
-        return header, indices.reshape(shape)
+        return header, indices
 
 
 def codec_of(run, data=None):
@@ -137,7 +112,7 @@ def codec_of(run, data=None):
 
     Args:
       run: bls2017_vae.Run.
-      data: bytes of a file, to get the codec that wrote it, if there is one. Else it is that of the most passes and bits.
+      data: bytes of a file, to get the codec that wrote it, if there is one. Else it is that with contexts, the most passes and bits.
 
     Returns:
       Codec.
@@ -145,12 +120,12 @@ def codec_of(run, data=None):
     Raises:
       utils.UserError: there is no quantizer, or it is of other weights, or the file is damaged.
     """
-    pattern = re.compile(r"ChannelwisePriorCDFQuantizer-max_bits=(\d+)(?:-passes=(\d+))?\.npz")
-    found = [(int(match[2] or 2), int(match[1]), match[0]) for match in map(pattern.fullmatch, os.listdir(run.path)) if match]
+    pattern = re.compile(r"ChannelwisePriorCDFQuantizer-max_bits=(\d+)(?:-passes=(\d+))?(-contexts)?\.npz")
+    found = [(bool(match[3]), int(match[2] or 2), int(match[1]), match[0]) for match in map(pattern.fullmatch, os.listdir(run.path)) if match]
     if not found:
         raise utils.UserError(f"{run.path}: expected the code points and lengths that post_process.py leaves there, "
                               "ChannelwisePriorCDFQuantizer-*.npz, found none")
-    names = [name for _, _, name in sorted(found, reverse=True)]
+    names = [name for *_, name in sorted(found, reverse=True)]
     fingerprint = data and unpack(data)[0].fingerprint
     wrote = (codec for codec in (_load_codec(run, name) for name in names) if data and codec.fingerprint == fingerprint)
     return next(wrote, None) or _load_codec(run, names[0])
@@ -168,44 +143,6 @@ def _load_codec(run, name):
 @functools.lru_cache(maxsize=4)
 def _load_quantizer(path, _):  # in a notebook it is needed again and again; the time is that of its last change
     return ChannelwisePriorCDFQuantizer.load(path)
-
-
-# Pieces of an image: the activations of the transforms then take bounded memory, whatever its size.
-
-
-def tiles(run, height, width):
-    """Cuts the latents of an image into pieces.
-
-    Args:
-      run: bls2017_vae.Run.
-      height, width: int, of the latents.
-
-    Yields:
-      pairs of slices, of latents: the piece; the piece and a margin as wide as the transforms reach, as far as there are
-      latents; and where in that the piece is.
-    """
-    reach, step = 0, 1  # pixels
-    for size, rate in zip(run.args["filter_dims"], run.args["sampling_rates"]):
-        reach += size // 2 * step
-        step *= rate
-    margin, most = -(-reach // run.stride), max(1, TILE_PIXELS // run.stride)
-    for rows in _cut(height, most, margin):
-        for columns in _cut(width, most, margin):
-            yield tuple(zip(rows, columns))
-
-
-def _cut(length, most, margin):
-    """Yields the slices of `tiles` along one axis, for as few and as equal pieces as can be."""
-    count = -(-length // most)
-    for i in range(count):
-        start, stop = length * i // count, length * (i + 1) // count
-        first = max(start - margin, 0)
-        yield slice(start, stop), slice(first, min(stop + margin, length)), slice(start - first, stop - first)
-
-
-def pixels(slices, stride):
-    """Returns the slices of pixels that belong to slices of latents."""
-    return tuple(slice(s.start * stride, s.stop * stride) for s in slices)
 
 
 # Compression.
@@ -231,18 +168,23 @@ class Encoder:
     Attributes:
       codec: Codec.
       image: uint8 [H, W, 3].
+      joint_steps: int, how often the decoder is asked what latents make up for others, see `joint.choose`.
       mean, std: float32 [h, w, C], posterior of the latents.
     """
 
-    def __init__(self, codec, image):
+    def __init__(self, codec, image, joint_steps=0):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
             raise utils.UserError(f"expected an image, uint8 [H, W, 3], found {image.dtype} {list(image.shape)}")
-        self.codec, self.image = codec, image
+        self.codec, self.image, self.joint_steps = codec, image, joint_steps
         self.mean, self.std = codec.posterior(image)
 
-    def choose(self, lamb, table):
-        """Returns the latents quantized for lamb > 0 by the lengths of a table: int32 indices of code points, [h, w, C]."""
-        return quantize(self.codec.quantizer, self.mean, self.std, lamb, table)
+    def choose(self, lamb, table, steps=0):
+        """Returns the latents quantized for lamb > 0 by the lengths of a table: int32 indices of code points, [h, w, C].
+
+        For steps, see `joint.choose`.
+        """
+        likelihood = pieces.likelihood_of(self.codec.run, self.image) if steps else None
+        return joint.choose(self.codec.quantizer, self.mean, self.std, lamb, table, likelihood, steps)
 
     def choose_best(self, lamb, start):
         """Quantizes with the table that suits the image best: that of the least distortion + lamb * bits.
@@ -299,8 +241,9 @@ class Encoder:
         if table == "best":
             table, indices = self.choose_best(lamb, nearest)
         else:
-            table = nearest if table is None else table
-            indices = self.choose(lamb, table)
+            table, indices = nearest if table is None else table, None
+        if indices is None or self.joint_steps:
+            indices = self.choose(lamb, table, self.joint_steps)
         height, width, _ = self.image.shape
         header = Header(self.codec.fingerprint, width, height, table, float(lamb))
         data = pack(header, coder_of(self.codec.quantizer, table).encode(indices))
@@ -389,13 +332,14 @@ def _round(value, rounded):
     return rounded(value * 1e4) / 1e4 if math.isfinite(value) else value
 
 
-def compress(image, run, lamb=DEFAULT_LAMB):
+def compress(image, run, lamb=DEFAULT_LAMB, joint_steps=0):
     """Compresses an image.
 
     Args:
       image: uint8 [H, W, 3].
       run: bls2017_vae.Run, in whose directory `post_process.py` left a quantizer.
       lamb: float > 0, the trade-off: nats of distortion that a bit is worth.
+      joint_steps: int, see `joint.choose`.
 
     Returns:
       bytes of a file. `Encoder(codec_of(run), image).compress(lamb)` tells more: the estimated bits, the latents.
@@ -403,7 +347,7 @@ def compress(image, run, lamb=DEFAULT_LAMB):
     Raises:
       utils.UserError: the run has no quantizer, or this is no image or too large a one.
     """
-    return Encoder(codec_of(run), image).compress(lamb).data
+    return Encoder(codec_of(run), image, joint_steps).compress(lamb).data
 
 
 def decompress(data, run):
@@ -462,7 +406,7 @@ def compress_file(args):
                 print(f"note: {args.image} has transparency; it is laid on white", file=sys.stderr)
     codec = codec_of(load_run(args.checkpoint_dir, args.runname))
     with naming(args.image):
-        encoder = Encoder(codec, image)
+        encoder = Encoder(codec, image, args.joint_steps)
         if args.bpp:
             compressed = encoder.search_bpp(args.bpp)
         elif args.psnr:
@@ -533,6 +477,8 @@ def parse_args(argv=None):
     sub.add_argument("--best_table", action="store_true",
                      help="with --lamb: code with the table that suits the image best, as --bpp and --psnr do, instead of that "
                           "of the nearest lambda")
+    sub.add_argument("--joint_steps", type=number(int, at_least=0), default=0, metavar="K",
+                     help="smaller files, later: quantize K times more, with the decoder in the loop (default: %(default)s)")
     command(decompress_file, "writes the image in a .vbq file to an image file", "checkpoint_dir", "runname", "input", "output")
     command(info_file, "tells what a .vbq file says of itself", "input")
     return parser.parse_args(argv)

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+import joint
+import pieces
 import utils
 from bitstream import file_size
 from bls2017_vae import load_run, number
@@ -38,13 +40,19 @@ class Settings:
     lambs: tuple = DEFAULT_LAMBS
     levels: tuple = DEFAULT_LEVELS
     passes: int = 2
+    contexts: bool = False
     seed: int = 0
 
     @property
     def names(self):
         """Names of the three quantizers' files, without suffix; the original's, if the passes are the original's two."""
-        more = f"-passes={self.passes}" if self.passes > 2 else ""
+        more = (f"-passes={self.passes}" if self.passes > 2 else "") + "-contexts" * self.contexts
         return f"ChannelwisePriorCDFQuantizer-max_bits={self.max_bits}{more}", "KmeansQuantizer", "UniformQuantizer"
+
+    def result_names(self, joint_steps):
+        """What the names of the result files start with."""
+        channelwise, *baselines = self.names
+        return channelwise + (f"-joint_steps={joint_steps}" if joint_steps else ""), *baselines
 
 
 def note(text):
@@ -147,7 +155,10 @@ def fit(run, validation, settings):
 
     prior = DeepFactorizedPrior.fit(mean.reshape(-1, run.num_channels), settings.seed)
     code_points = prior.inverse_cdf(code_point_probabilities(settings.max_bits))
-    fitted = (ChannelwisePriorCDFQuantizer.fit(code_points, mean, std, settings.lambs, settings.passes, provenance),
+    channelwise = ChannelwisePriorCDFQuantizer.fit(code_points, mean, std, settings.lambs, settings.passes, provenance)
+    if settings.contexts:
+        channelwise.contexts = joint.fit_contexts(channelwise, mean, std)
+    fitted = (channelwise,
               KmeansQuantizer.fit(mean, settings.levels, provenance),
               UniformQuantizer.fit(mean, settings.levels, provenance))
     utils.save_npz(os.path.join(run.path, "prior.npz"), {**prior.arrays(), **provenance})
@@ -177,7 +188,7 @@ def load_fit(run, settings):
     if len(set(labels)) > 1:
         return None, "the parts of the saved fit are of different validation images"
     found = (Settings(channelwise.max_bits, tuple(channelwise.lambs), tuple(levels.levels), channelwise.passes,
-                      int(levels.provenance.get("seed", -1))) for levels in (kmeans, uniform))
+                      channelwise.contexts is not None, int(levels.provenance.get("seed", -1))) for levels in (kmeans, uniform))
     if any(other != settings for other in found):
         return None, "the saved fit has other settings"
     return dict(zip(settings.names, quantizers)), labels[0]
@@ -200,7 +211,7 @@ def fit_or_load(run, validation, settings, rebuild):
 # Evaluation.
 
 
-def evaluate(run, quantizers, paths, keep_reconstructions=False, bitstream=False):
+def evaluate(run, quantizers, paths, keep_reconstructions=False, bitstream=False, joint_steps=0):
     """Compresses images at all settings.
 
     Args:
@@ -209,6 +220,7 @@ def evaluate(run, quantizers, paths, keep_reconstructions=False, bitstream=False
       paths: list of image files.
       keep_reconstructions: bool.
       bitstream: bool, whether to measure the size of the files that `codec.py` writes, too.
+      joint_steps: int, how often to improve what the channelwise quantizer chose, see `joint.choose`.
 
     Returns:
       dict from names to the arrays of a result file, see `as_arrays`.
@@ -218,13 +230,14 @@ def evaluate(run, quantizers, paths, keep_reconstructions=False, bitstream=False
     with utils.progress(None, total=len(paths) * settings, desc="evaluation", unit="image") as bar:
         for path in paths:
             image = utils.read_image(path)
-            for name, record in evaluate_image(run, quantizers, image, keep_reconstructions, bitstream, bar.update).items():
+            image_records = evaluate_image(run, quantizers, image, keep_reconstructions, bitstream, joint_steps, bar.update)
+            for name, record in image_records.items():
                 records[name].append(record)
     names = [os.path.basename(path) for path in paths]
     return {name: as_arrays(name, quantizer, names, records[name]) for name, quantizer in quantizers.items()}
 
 
-def evaluate_image(run, quantizers, image, keep_reconstructions=False, bitstream=False, advance=lambda: None):
+def evaluate_image(run, quantizers, image, keep_reconstructions=False, bitstream=False, joint_steps=0, advance=lambda: None):
     """Compresses an image uint8 [H, W, 3] at all settings: dict from names to a list of dicts of measures, by settings.
 
     A reconstruction is measured while the next is computed.
@@ -232,6 +245,7 @@ def evaluate_image(run, quantizers, image, keep_reconstructions=False, bitstream
     height, width = image.shape[:2]
     metrics = utils.ImageMetrics(image)
     mean, logvar = run.encode(image[None])
+    likelihood = pieces.likelihood_of(run, image)
 
     def measure(bits, length_bits, file_bits, x_hat):
         x_hat = utils.to_uint8(x_hat)
@@ -249,7 +263,7 @@ def evaluate_image(run, quantizers, image, keep_reconstructions=False, bitstream
 
     with ThreadPoolExecutor(1) as worker:
         for name, quantizer in quantizers.items():
-            for z_hat, *bits in quantize(quantizer, mean, np.exp(.5 * logvar), bitstream):
+            for z_hat, *bits in quantize(quantizer, mean, np.exp(.5 * logvar), bitstream, joint_steps, likelihood):
                 x_hat = run.decode(z_hat, height, width)[0]
                 pending.append((name, worker.submit(measure, *bits, x_hat)))
                 collect(MOST_PENDING)
@@ -262,18 +276,21 @@ def settings_of(quantizer):
     return quantizer.lambs if isinstance(quantizer, ChannelwisePriorCDFQuantizer) else np.array(quantizer.levels)
 
 
-def quantize(quantizer, mean, std, bitstream=False):
+def quantize(quantizer, mean, std, bitstream=False, joint_steps=0, likelihood=None):
     """Yields for every setting the quantized latents, like mean, their bits, their bits by bit length, and those of a file.
 
-    The last are None without `bitstream`, and for the baselines, which have no file format.
+    The last are None without `bitstream`, and for the baselines, which have no file format. `joint.choose` explains
+    the last two arguments; they concern only the channelwise quantizer.
     """
     if isinstance(quantizer, ChannelwisePriorCDFQuantizer):
-        prepared = quantizer.prepare(mean, std)
+        plain = not (joint_steps or quantizer.contexts)
+        prepared = quantizer.prepare(mean, std) if plain else None
         for table, lamb in enumerate(quantizer.lambs):
-            indices = quantizer.choose(prepared, lamb)
+            indices = (quantizer.choose(prepared, lamb) if plain else
+                       joint.choose(quantizer, mean[0], std[0], lamb, table, likelihood, joint_steps)[None])
             yield (quantizer.dequantize(indices, table), quantizer.bits(indices, table).sum(dtype=np.float64),
                    quantizer.bit_length_bits(indices, table).sum(dtype=np.float64),
-                   8 * file_size(quantizer, indices, table) if bitstream else None)
+                   8 * file_size(quantizer, indices[0], table) if bitstream else None)
     else:
         for levels in quantizer.levels:
             indices = quantizer.quantize(mean, levels)
@@ -364,6 +381,10 @@ def parse_args(argv=None):
         metavar="LEVELS", help="levels a channel of the uniform and k-means quantizers")
     add("--passes", type=number(int, at_least=2), default=2,
         help="passes over the validation latents; more than the paper's 2 refine code lengths and points, while that helps")
+    add("--contexts", action="store_true",
+        help="fit code lengths that follow a latent's surroundings; with more than two passes")
+    add("--joint_steps", type=number(int, at_least=0), default=0, metavar="K",
+        help="quantize K times more, with the decoder in the loop: each latent makes up for what others have lost")
     add("--seed", type=number(int, at_least=0), default=0, help="of the prior's initial weights")
     add("--reconstructions", action="store_true", help="keep the reconstructed images in the result files")
     add("--rebuild", action="store_true", help="fit again, even if there is a saved fit")
@@ -373,7 +394,15 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.shard and (args.reconstructions or args.merge):
         parser.error("--shard goes neither with --reconstructions nor with --merge")
+    if args.contexts and args.passes == 2:
+        parser.error("--contexts goes with --passes K of at least 3")
     return args
+
+
+def settings_of_arguments(args):
+    """The `Settings` that `parse_args` found."""
+    return Settings(args.max_bits, tuple(sorted(set(args.lambs))), tuple(sorted(set(args.quantization_levels))), args.passes,
+                    args.contexts, args.seed)
 
 
 def shard(text):
@@ -405,8 +434,8 @@ def main(argv=None):
     """Evaluates; returns the exit status."""
     args = parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing about missing GPUs; read when TensorFlow is imported
-    settings = Settings(args.max_bits, tuple(sorted(set(args.lambs))), tuple(sorted(set(args.quantization_levels))),
-                        args.passes, args.seed)
+    settings = settings_of_arguments(args)
+    names = settings.result_names(args.joint_steps)
     run_dir = os.path.join(args.checkpoint_dir, args.runname)
     if not os.path.isdir(run_dir):
         raise utils.UserError(f"{run_dir}: expected the directory of a run, found none")
@@ -414,16 +443,17 @@ def main(argv=None):
     paths = find_test_images(args.test_glob)
 
     if args.merge:
-        results = merge(run_dir, settings.names, [os.path.basename(path) for path in paths], args.merge)
+        results = merge(run_dir, names, [os.path.basename(path) for path in paths], args.merge)
     else:
         validation = None if args.val_imgs == "-" else read_validation(args.val_imgs)
         run = load_run(args.checkpoint_dir, args.runname)
         quantizers = fit_or_load(run, validation, settings, args.rebuild)
         if args.shard:
             paths = paths[args.shard[0] - 1::args.shard[1]]
-        results = evaluate(run, quantizers, paths, args.reconstructions, args.bitstream)
+        results = evaluate(run, quantizers, paths, args.reconstructions, args.bitstream, args.joint_steps)
+        results = dict(zip(names, results.values()))
         if args.shard:
-            for name, quantizer in quantizers.items():
+            for name, quantizer in zip(names, quantizers.values()):
                 results[name]["fit"] = np.array(" ".join(map(str, quantizer.provenance.values())))
 
     for name, arrays in results.items():

@@ -14,6 +14,7 @@ import numpy as np
 
 import kmeans
 import utils
+from contexts import Contexts, look_up
 
 DEFAULT_MAX_BITS = 10
 DEFAULT_LAMBS = tuple(2. ** np.linspace(-8, 7, 16))
@@ -47,11 +48,6 @@ def _parallel(function, items):
         return list(pool.map(function, items))
 
 
-def _look_up(table, indices):
-    """table[c, indices[..., c]] for table [C, K] and int indices [..., C]."""
-    return table.ravel().take(indices + np.arange(len(table)) * table.shape[1])
-
-
 def _look_up_rows(table, indices):
     """table[c, indices[c, b]] for table [C, K] and int indices [C, B]."""
     return table.ravel().take(indices + np.arange(len(table))[:, None] * table.shape[1])
@@ -71,9 +67,12 @@ class ChannelwisePriorCDFQuantizer:
         their code lengths; with more, by the code points' own code lengths.
       shifts: float16 [L, C, K], with more than two passes: how far each code point has moved at each lambda.
       provenance: dict of str or int to keep with the tables: what they were measured on.
+      contexts: contexts.Contexts, where code lengths follow a latent's surroundings; only with more than two passes. `choose`
+        and `quantize` do not know of them, `joint.choose` does.
     """
 
-    def __init__(self, code_points, lambs, bit_length_counts, index_counts, passes=2, shifts=None, provenance=None):
+    def __init__(self, code_points, lambs, bit_length_counts, index_counts, passes=2, shifts=None, provenance=None,
+                 contexts=None):
         self.code_points = np.asarray(code_points, np.float32)
         self.lambs = np.asarray(lambs, np.float64)
         self.bit_length_counts = np.asarray(bit_length_counts)
@@ -81,14 +80,17 @@ class ChannelwisePriorCDFQuantizer:
         self.passes = int(passes)
         self.shifts = shifts
         self.provenance = provenance or {}
+        self.contexts = contexts
         channels, points = self.code_points.shape
         self.max_bits = int(points).bit_length() - 1
         expected = [(len(self.lambs), channels, size) for size in (self.max_bits + 1, points, points)]
         found = [x.shape for x in (self.bit_length_counts, self.index_counts, index_counts if shifts is None else shifts)]
         if points != (2 << self.max_bits) - 1 or found != expected:
             raise ValueError(f"shapes do not fit: {points} code points, tables {found} where {expected} are expected")
+        if contexts is not None and (contexts.order.shape != (len(self.lambs), channels) or self.passes == 2):
+            raise ValueError(f"{self.passes} passes and contexts {contexts.order.shape} do not fit tables {expected}")
         self._bits = code_point_bits(self.max_bits)
-        self._lengths = {}
+        self._lengths, self._contexts = {}, {}
 
     @classmethod
     def fit(cls, code_points, mean, std, lambs=DEFAULT_LAMBS, passes=2, provenance=None):
@@ -181,15 +183,25 @@ class ChannelwisePriorCDFQuantizer:
 
     def dequantize(self, indices, table):
         """The code points, float32 [..., C], of int indices [..., C] that were chosen with the lambda of table."""
-        return _look_up(self.code_points_at(table), indices)
+        return look_up(self.code_points_at(table), indices)
+
+    def contexts_at(self, table):
+        """`contexts.TableContexts` of table."""
+        if table not in self._contexts:
+            self._contexts[table] = self.contexts.at(table, self.index_counts[table])
+        return self._contexts[table]
 
     def bits(self, indices, table):
-        """Bits spent on every latent, float32 [..., C]: the rate that is reported (BPP)."""
-        return _look_up(self.code_lengths(table), indices)
+        """Bits spent on every latent, [..., C]: the rate that is reported (BPP). With contexts, indices are [..., h, w, C]."""
+        if self.contexts is None:
+            return look_up(self.code_lengths(table), indices)
+        images = indices.reshape(-1, *indices.shape[-3:])
+        contexts = self.contexts_at(table)
+        return contexts.bits(images, contexts.classes(images)).reshape(indices.shape)
 
     def bit_length_bits(self, indices, table):
         """The same if a code point were sent as its bit length, coded, and that many bits as they are (BPPCL)."""
-        return _look_up(self.bit_length_code_lengths(table)[:, self._bits], indices)
+        return look_up(self.bit_length_code_lengths(table)[:, self._bits], indices)
 
     def save(self, path):
         """Writes everything to an .npz file; UserError if that fails."""
@@ -197,6 +209,8 @@ class ChannelwisePriorCDFQuantizer:
                   for name, x in (("bit_length_counts", self.bit_length_counts), ("index_counts", self.index_counts))}
         if self.shifts is not None:
             arrays["shifts"] = self.shifts
+        if self.contexts is not None:
+            arrays |= {f"contexts_{name}": x for name, x in self.contexts.arrays().items()}
         utils.save_npz(path, {**self.provenance, "max_bits": self.max_bits, "passes": self.passes, "lambs": self.lambs,
                               "code_points": self.code_points, **arrays}, compressed=True)
 
@@ -206,7 +220,9 @@ class ChannelwisePriorCDFQuantizer:
         def build(arrays):
             del arrays["max_bits"]  # the number of code points tells
             names = "code_points", "lambs", "bit_length_counts", "index_counts", "passes"
-            return cls(*(arrays.pop(name) for name in names), arrays.pop("shifts", None), arrays)
+            contexts = [arrays.pop(f"contexts_{name}") for name in Contexts.NAMES if f"contexts_{name}" in arrays]
+            return cls(*(arrays.pop(name) for name in names), arrays.pop("shifts", None), arrays,
+                       Contexts(*contexts) if contexts else None)
         return _load(path, build)
 
 
@@ -471,7 +487,7 @@ class _ScalarQuantizer:
 
     def dequantize(self, indices, levels):
         """The code points, float32 [..., C]."""
-        return _look_up(self.code_points[levels], indices)
+        return look_up(self.code_points[levels], indices)
 
     def code_lengths(self, levels):
         """Code lengths in bits, float64 [C, levels]: -log2 of the frequencies.
@@ -485,7 +501,7 @@ class _ScalarQuantizer:
 
     def bits(self, indices, levels):
         """Bits spent on every latent, float64 [..., C]."""
-        return _look_up(self.code_lengths(levels), indices)
+        return look_up(self.code_lengths(levels), indices)
 
     def save(self, path):
         """Writes everything to an .npz file; UserError if that fails."""

@@ -245,6 +245,14 @@ class VAE(tf.Module):
             y = gdn(y) if gdn else y
         return tf.cast(y, tf.float32)
 
+    def likelihood_gradient(self, z, x):
+        """The synthesis, cropped to the images x [B, H, W, 3], and the gradient of -log p(x | z) by z, [B, h, w, C]."""
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            x_hat = self.synthesis(z)[:, :tf.shape(x)[1], :tf.shape(x)[2]]
+            distortion = tf.reduce_sum(tf.math.squared_difference(x, x_hat)) / (2 * self.likelihood_variance)
+        return x_hat, tape.gradient(distortion, z)
+
     def loss(self, x, noise):
         """Computes the negative evidence lower bound at one reparameterized sample.
 

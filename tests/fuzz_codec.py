@@ -30,6 +30,7 @@ if __name__ == "__main__":
 
 import bitstream  # pylint: disable=wrong-import-position
 import codec  # pylint: disable=wrong-import-position
+import joint  # pylint: disable=wrong-import-position
 import utils  # pylint: disable=wrong-import-position
 from bls2017_vae import load_run  # pylint: disable=wrong-import-position
 from quantizers import ChannelwisePriorCDFQuantizer  # pylint: disable=wrong-import-position
@@ -42,21 +43,24 @@ FIELDS = {"magic": (0, 3), "version": (3, 1), "fingerprint": (4, 8), "width": (1
           "lamb": (21, 8), "length": (29, 4), "crc": (33, 4)}  # offset and size
 
 
-def make_run(folder, passes=2):
+def make_run(folder, passes=2, contexts=False):
     """Copies the original program's tiny run to a folder, with a quantizer; returns the `bls2017_vae.Run`."""
     shutil.copytree(os.path.join(GOLDEN, "checkpoints"), folder, dirs_exist_ok=True)
     run = load_run(folder, RUN_NAME)
-    add_quantizer(run, passes)
+    add_quantizer(run, passes, contexts)
     return run
 
 
-def add_quantizer(run, passes=2):
+def add_quantizer(run, passes=2, contexts=False):
     """Fits a quantizer to the golden validation latents, as `post_process.py` would, and leaves it in the run's directory."""
     expected = utils.load_npz(os.path.join(GOLDEN, "expected.npz"))
-    name = QUANTIZER if passes == 2 else QUANTIZER.replace(".npz", f"-passes={passes}.npz")
-    ChannelwisePriorCDFQuantizer.fit(expected["code_points"], expected["val_mean"], np.exp(.5 * expected["val_logvar"]),
-                                     expected["lambs"], passes, {"model_fingerprint": run.fingerprint}
-                                     ).save(os.path.join(run.path, name))
+    mean, std = expected["val_mean"], np.exp(.5 * expected["val_logvar"])
+    quantizer = ChannelwisePriorCDFQuantizer.fit(expected["code_points"], mean, std, expected["lambs"], passes,
+                                                 {"model_fingerprint": run.fingerprint})
+    if contexts:
+        quantizer.contexts = joint.fit_contexts(quantizer, mean, std)
+    more = (f"-passes={passes}" if passes > 2 else "") + "-contexts" * contexts
+    quantizer.save(os.path.join(run.path, QUANTIZER.replace(".npz", f"{more}.npz")))
 
 
 def real_files(run):
@@ -165,16 +169,17 @@ def fuzz(run, count):
 def main(argv):
     """Prints what the files ended in."""
     count = int(argv[0]) if argv else 100000
-    with tempfile.TemporaryDirectory() as folder:
-        run = make_run(folder)
-        for data in real_files(run):
-            codec.decompress(data, run)
-        start = time.monotonic()
-        outcomes, taken = fuzz(run, count)
-        for outcome, number in outcomes.most_common():
-            print(f"{number:8} {outcome}")
-        print(f"{sum(outcomes.values())} files in {time.monotonic() - start:.0f} s; decoding them raised the peak of memory by "
-              f"{taken:.0f} MB")
+    for contexts in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            run = make_run(folder, passes=4, contexts=contexts)
+            for data in real_files(run):
+                codec.decompress(data, run)
+            start = time.monotonic()
+            outcomes, taken = fuzz(run, count // 2)
+            for outcome, number in outcomes.most_common():
+                print(f"{number:8} {outcome}")
+            print(f"{sum(outcomes.values())} files with{'out' * (not contexts)} contexts in {time.monotonic() - start:.0f} s; decoding "
+                  f"them raised the peak of memory by {taken:.0f} MB")
     return 0
 
 

@@ -337,8 +337,10 @@ def test_sizes_are_limited_when_compressing_as_well(the_codec, monkeypatch):
     assert "at most 4096 pixels" in fails(codec.Encoder, the_codec, np.zeros((1, 300 * 16, 3), np.uint8))
 
 
-def test_mutated_files_end_in_a_picture_or_one_clear_error(run):
+@pytest.mark.parametrize("contexts", [False, True])
+def test_mutated_files_end_in_a_picture_or_one_clear_error(run, tmp_path, contexts):
     """100,000 of them: `python tests/fuzz_codec.py`."""
+    run = fuzz_codec.make_run(tmp_path, passes=4, contexts=True) if contexts else run
     outcomes, _ = fuzz_codec.fuzz(run, int(os.environ.get("CODEC_FUZZ_EXAMPLES", "3000")))
     assert sum(outcomes.values()) >= 1000 and len(outcomes) > 8  # nearly all layers of the decoder were reached
 
@@ -411,48 +413,6 @@ def test_a_picture_without_loss_is_told_as_such():
     assert encoder.psnr(encoder.compress(1e-9)) == math.inf
     assert encoder.psnr(encoder.compress(10.)) < 40
     fails(encoder.search_psnr, 1.)
-
-
-# Pieces.
-
-
-@pytest.mark.parametrize("filters, sizes, rates", [([8, 8, 8], [9, 5, 5], [4, 2, 2]), ([4, 4], [8, 6], [4, 4]),
-                                                   ([4, 4, 4, 4], [3, 4, 7, 5], [2, 2, 2, 2]), ([6], [21], [8])])
-def test_pieces_give_the_picture_of_one_piece(china, monkeypatch, filters, sizes, rates):
-    from transforms import VAE
-    import tensorflow as tf
-    tf.keras.utils.set_random_seed(1)
-    model = VAE(filters, sizes, rates)
-    for layers in (model.analysis_layers, model.synthesis_layers):  # a bias: so that zeros beyond the edges are not neutral
-        for conv, _ in layers:
-            if conv.use_bias:
-                conv.bias_parameter.assign(tf.fill(conv.bias_parameter.shape, .3))
-    run = Run("no/run", {"filter_dims": sizes, "sampling_rates": rates}, 0, model)
-    quantizer = ChannelwisePriorCDFQuantizer(np.sort(np.random.default_rng(0).normal(size=(filters[-1], 31)), axis=1), [1.],
-                                             np.ones((1, filters[-1], 5), int), np.ones((1, filters[-1], 31), int))
-    one = codec.Codec(run, quantizer)
-    image = china[:183, :250]
-    mean, std = one.posterior(image)
-    indices = quantizer.quantize(mean, std, 1.)
-    x_hat = run.decode(quantizer.dequantize(indices, 0)[None], *image.shape[:2])[0]
-    for side in (16, 48, 80):
-        monkeypatch.setattr(codec, "TILE_PIXELS", side)
-        for pieces, whole in zip(one.posterior(image), (mean, std)):
-            np.testing.assert_allclose(pieces, whole, atol=1e-5, rtol=1e-5)
-        rounded = one.reconstruct(indices, 0, *image.shape[:2]) - np.clip(x_hat, 0, 1) * 255
-        assert np.abs(rounded).max() < .5 + 255e-5
-
-
-@pytest.mark.parametrize("height, width", [(1, 1), (250, 188), (64, 65), (1, 10000), (700, 1000)])
-def test_pieces_are_bounded_and_cover_everything_once(run, height, width):
-    seen = np.zeros((height, width), int)
-    for tile, padded, inside in codec.tiles(run, height, width):
-        seen[tile] += 1
-        shape = np.empty((height, width))[padded].shape
-        assert max(shape) <= 64 + 2 * 2
-        assert np.empty(shape)[inside].shape == seen[tile].shape
-        assert all(outer.start + inner.start == piece.start for piece, outer, inner in zip(tile, padded, inside))
-    assert (seen == 1).all()
 
 
 # The program.
@@ -600,12 +560,13 @@ def test_kodak_at_every_lambda(kodak, the_codec):
 
 @pytest.mark.slow
 def test_kodak_at_every_lambda_with_the_shipped_model(kodak):
-    names = os.listdir(SHIPPED) if os.path.isdir(SHIPPED) else []
-    try:
-        one = codec.codec_of(load_run(SHIPPED, names[0]))
-    except (IndexError, utils.UserError):
-        pytest.skip("there is no shipped model with a quantizer")
-    for image in kodak_crops(kodak):
-        encoder = codec.Encoder(one, image)
-        for table, lamb in enumerate(LAMBS):
-            check_file(one, encoder, lamb, table)
+    """With contexts, which take longer, every lambda on six of the images."""
+    run = load_run(SHIPPED, os.listdir(SHIPPED)[0])
+    contexts = codec.codec_of(run)
+    assert contexts.quantizer.contexts is not None
+    passes = codec.Codec(run, ChannelwisePriorCDFQuantizer.load(os.path.join(run.path, QUANTIZER.replace(".npz", "-passes=20.npz"))))
+    for number, image in enumerate(kodak_crops(kodak)):
+        for one, tables in ((passes, range(16)), (contexts, range(number % 4, 16, 4))):
+            encoder = codec.Encoder(one, image)
+            for table in tables:
+                check_file(one, encoder, LAMBS[table], table)

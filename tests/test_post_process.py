@@ -183,6 +183,29 @@ def test_more_passes_stand_beside_the_papers_two(evaluated_copy, validation, cap
     assert not np.array_equal(two["BPP"], six["BPP"])
 
 
+def test_contexts_and_joint_steps_stand_beside_them(evaluated_copy, validation, capsys):
+    """Fewer bits with contexts; a file of its own for steps, in shards as well; files of the codec, too."""
+    checkpoints, run = evaluated_copy
+    argv = [checkpoints, RUN, validation, TEST_IMAGES, *SMALL, "--passes", "4"]
+    name = SMALL_NAMES[0] + "-passes=4"
+    assert post_process.main(argv) == 0
+    assert post_process.main([*argv, "--contexts", "--bitstream"]) == 0
+    plain, contexts = results(run, name), results(run, name + "-contexts")
+    assert str(contexts["quantizer_path"]) == name + "-contexts.npz"
+    assert (contexts["BPP"] < plain["BPP"]).all()
+    assert (np.abs(contexts["BPP (file)"] - contexts["BPP"]) * 192 * 256 <= .005 * contexts["B"] + 8 * 64).all()
+    argv = [checkpoints, RUN, "-", *argv[3:], "--contexts", "--joint_steps", "3"]
+    assert post_process.main(argv) == 0
+    joint = results(run, name + "-contexts-joint_steps=3")
+    assert str(joint["quantizer_path"]) == name + "-contexts.npz" and joint["BPP"].shape == plain["BPP"].shape
+    os.remove(post_process.results_path(run, name + "-contexts-joint_steps=3"))
+    for shard in ("1/2", "2/2"):
+        assert post_process.main([*argv, "--shard", shard]) == 0
+    assert post_process.main([*argv, "--merge", "2"]) == 0
+    for key, x in results(run, name + "-contexts-joint_steps=3").items():
+        np.testing.assert_array_equal(x, joint[key])
+
+
 def test_shards_merge_to_the_same_files(evaluated, evaluated_copy, capsys):
     checkpoints, run = evaluated_copy
     argv = [checkpoints, RUN, "-", TEST_IMAGES, *SMALL]
@@ -325,7 +348,7 @@ def test_damaged_fit_is_named(evaluated_copy, capsys):
 @pytest.mark.parametrize("flags", [
     ["--lambs", "0"], ["--lambs", "nan"], ["--quantization_levels", "0"], ["--max_bits", "0"], ["--max_bits", "40"],
     ["--passes", "1"], ["--shard", "3/2"], ["--shard", "0/2"], ["--shard", "x"], ["--merge", "0"],
-    ["--shard", "1/2", "--merge", "2"], ["--lambs"], ["--unknown"],
+    ["--shard", "1/2", "--merge", "2"], ["--lambs"], ["--unknown"], ["--contexts"], ["--joint_steps", "-1"],
 ])
 def test_usage_errors_exit_2(flags, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -53,7 +53,7 @@ def use_shipped_model():
     jpeg = utils.evaluate_compression_jpg(image, range(1, 96))
     print(f"{'lamb':>6} {'bytes':>8} {'bpp':>7} {'PSNR':>7}    {'JPEG of about that size: bytes':>30} {'PSNR':>7}")
     for lamb in (0.5, 4.0, 32.0):
-        data = codec.compress(image, model, lamb)
+        data = codec.compress(image, model, lamb, joint_steps=10)
         psnr = metrics.evaluate(codec.decompress(data, model))["PSNR (RGB)"]
         bpp = 8 * len(data) / (image.shape[0] * image.shape[1])
         i = np.abs(jpeg["BPP"] - bpp).argmin()

@@ -19,6 +19,8 @@ from PIL import Image
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
 import bls2017_vae  # pylint: disable=wrong-import-position
+import joint  # pylint: disable=wrong-import-position
+import pieces  # pylint: disable=wrong-import-position
 import plots  # pylint: disable=wrong-import-position
 import post_process  # pylint: disable=wrong-import-position
 import utils  # pylint: disable=wrong-import-position
@@ -27,12 +29,14 @@ CHECKPOINTS, RESULTS = os.path.join(ROOT, "checkpoints"), os.path.join(ROOT, "re
 RUN = ("bls2017_vae-num_filters=256_256_256-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
        "-likelihood_variance=0.001-last_step=336000")
 PUBLISHED = os.path.join(RESULTS, "published", "kodak_psnr_rgb_curves.csv")
-REFINED_PASSES = 20  # see --passes of post_process.py
+VARIANTS = {"VBQ": [], "VBQ, refined": ["--passes", "20"], "VBQ, contexts": ["--passes", "20", "--contexts"],
+            "VBQ, joint": ["--passes", "20", "--contexts", "--joint_steps", "20"]}  # arguments of post_process.py
+BEST = "VBQ, joint"
 PICTURE, WINDOW, PICTURE_LAMBS = "kodim23.png", (40, 190, 300, 240), (1.0, 4.0, 8.0)  # window: top, left, height, width
 
 
 def evaluate(kodak):
-    """Crops the images as the published JPEG figures have them and runs `post_process.py`, with two passes and refined.
+    """Crops the images as the published JPEG figures have them and runs `post_process.py`, with the arguments of every variant.
 
     Returns:
       list of the result files, now under results/.
@@ -43,16 +47,20 @@ def evaluate(kodak):
     paths = utils.find_images(os.path.join(kodak, "*.png"))
     if len(paths) != 24:
         raise utils.UserError(f"{kodak}: expected the 24 Kodak images, found {len(paths)} PNG files")
-    results = []
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             Image.fromarray(crop(utils.read_image(path))).save(os.path.join(folder, os.path.basename(path)))
-        for passes in (2, REFINED_PASSES):
-            post_process.main([CHECKPOINTS, RUN, "-", os.path.join(folder, "*.png"), "--passes", str(passes)])
-            results += [post_process.results_path(os.path.join(CHECKPOINTS, RUN), name)
-                        for name in post_process.Settings(passes=passes).names]
-    for path in dict.fromkeys(results):
+        for arguments in VARIANTS.values():
+            post_process.main([CHECKPOINTS, RUN, "-", os.path.join(folder, "*.png"), *arguments])
+    for path in dict.fromkeys(path for label in VARIANTS for path in result_paths(label, os.path.join(CHECKPOINTS, RUN))):
         shutil.copy(path, RESULTS)
+
+
+def result_paths(label, folder):
+    """The result files of a variant: of VBQ, k-means and uniform."""
+    args = post_process.parse_args(["", "", "", "", *VARIANTS[label]])
+    names = post_process.settings_of_arguments(args).result_names(args.joint_steps)
+    return [post_process.results_path(folder, name) for name in names]
 
 
 def crop(image):
@@ -62,12 +70,9 @@ def crop(image):
 
 def load_curves():
     """Curves of the result files and of those published: dict from labels to the dicts of `plots.curve`."""
-    settings = post_process.Settings()
-    refined = post_process.Settings(passes=REFINED_PASSES).names[0]
-    found = {}
-    for label, name in (("VBQ", settings.names[0]), ("VBQ, refined", refined), ("uniform", settings.names[2]),
-                        ("k-means", settings.names[1])):
-        found[label] = plots.curve(label, utils.load_npz(post_process.results_path(RESULTS, name)))
+    found = {label: plots.curve(label, utils.load_npz(result_paths(label, RESULTS)[0])) for label in VARIANTS}
+    for label, path in zip(("k-means", "uniform"), result_paths("VBQ", RESULTS)[1:]):
+        found[label] = plots.curve(label, utils.load_npz(path))
     return found | {one["label"]: one for one in plots.published_curves()}
 
 
@@ -98,7 +103,7 @@ def comparison(curves):
     """Table, in Markdown, of the Bjontegaard deltas between the curves."""
     lines = ["| curve | against | quality | BD-rate | BD-quality | over |", "|---|---|---|---|---|---|"]
     for key, unit in (("PSNR (RGB)", "PSNR"), ("MS-SSIM (RGB) (dB)", "MS-SSIM")):
-        for test in ("VBQ", "VBQ, refined"):
+        for test in VARIANTS:
             for anchor in ("JPEG", "uniform", "k-means", "Ballé 2017", *(["VBQ"] if test != "VBQ" else [])):
                 rate, quality, (low, high) = compare(curves[anchor], curves[test], key)
                 lines.append(f"| {test} | {anchor} | {unit} | {rate:+.1f} % | {quality:+.2f} dB | {low:.1f} to {high:.1f} dB |")
@@ -125,7 +130,7 @@ def draw_published(path, curves):
     axes = figure.subplots()
     for color, (label, (rate, psnr)) in zip(colormaps["tab20"].colors, published_curves().items()):
         axes.plot(rate, psnr, color=color, linewidth=1, label=label)
-    for label, style in (("VBQ", "k.-"), ("VBQ, refined", "r.-")):
+    for label, style in (("VBQ", "k.-"), (BEST, "r.-")):
         axes.plot(*increasing(curves[label], "PSNR (RGB)"), style, label=f"{label} (ours)")
     axes.set(xlabel="bits per pixel", ylabel="PSNR (RGB), dB", xlim=(0, 2), ylim=(22, 42),
              title="Kodak; published curves on 768 x 512, ours on 752 x 496")
@@ -159,12 +164,14 @@ def draw_picture(path, kodak):
     """A part of one image at three rates, beside JPEG of about the same size."""
     from matplotlib.figure import Figure
     run = bls2017_vae.load_run(CHECKPOINTS, RUN)
-    quantizers, found = post_process.load_fit(run, post_process.Settings(passes=REFINED_PASSES))
+    args = post_process.parse_args(["", "", "", "", *VARIANTS[BEST]])
+    quantizers, found = post_process.load_fit(run, post_process.settings_of_arguments(args))
     if not quantizers:
         raise utils.UserError(f"{run.path}: expected a saved fit, found none: {found}")
     quantizer = next(iter(quantizers.values()))
     image = crop(utils.read_image(os.path.join(kodak, PICTURE)))
     mean, logvar = run.encode(image[None])
+    likelihood = pieces.likelihood_of(run, image)
     top, left, height, width = WINDOW
     jpegs = utils.evaluate_compression_jpg(image, range(1, 96))
     figure = Figure(figsize=(15, 6.4), layout="constrained")
@@ -177,14 +184,14 @@ def draw_picture(path, kodak):
     axes[1, 0].axis("off")
     for column, lamb in enumerate(PICTURE_LAMBS, 1):
         table = quantizer.nearest_table(lamb)
-        indices = quantizer.quantize(mean, np.exp(.5 * logvar), lamb)
+        indices = joint.choose(quantizer, mean[0], np.exp(.5 * logvar[0]), lamb, table, likelihood, args.joint_steps)
         bpp = quantizer.bits(indices, table).sum() / image[..., 0].size
-        ours = utils.to_uint8(run.decode(quantizer.dequantize(indices, table), *image.shape[:2])[0])
+        ours = utils.to_uint8(run.decode(quantizer.dequantize(indices[None], table), *image.shape[:2])[0])
         quality = int(np.abs(jpegs["BPP"] - bpp).argmin()) + 1
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)
         theirs = np.asarray(Image.open(file))
-        for row, (label, pixels, rate) in enumerate(((f"VBQ, refined, lamb {lamb:g}", ours, bpp),
+        for row, (label, pixels, rate) in enumerate(((f"{BEST}, lamb {lamb:g}", ours, bpp),
                                                      (f"JPEG, quality {quality}", theirs, jpegs["BPP"][quality - 1]))):
             psnr = utils.ImageMetrics(image).evaluate(pixels)["PSNR (RGB)"]
             show(axes[row, column], pixels, f"{label}: {rate:.3f} bpp, {psnr:.2f} dB")
