@@ -36,7 +36,7 @@ LEAST_COUNT = 8     # latents that are thought to stand in every class as in the
 MOST_EXPONENT = 8.
 MOST_STEPS = 30     # of Newton's method, to find an exponent
 
-_FRACTIONS = np.round(2.**(WEIGHT_BITS - np.arange(UNIT) / UNIT)).astype(np.int64)  # 2^27 down to 2^26, a test pins them
+_FRACTIONS = np.round(2.**(WEIGHT_BITS - np.arange(UNIT) / UNIT)).astype(np.int32)  # 2^27 down to 2^26, a test pins them
 
 
 def group_bounds(channels):
@@ -140,13 +140,14 @@ class TableContexts:
                          for c in range(len(self.order))])
 
     def _least(self, channel):
-        return (self.exponents[channel, :, None].astype(np.int64) * self.lengths[channel].min()) // EXPONENT_UNIT
+        return (self.exponents[channel, :, None].astype(np.int32) * self.lengths[channel].min()) // EXPONENT_UNIT
 
     def symbol_weights(self, channel):
-        """Numbers that the probabilities of a channel's code points are proportional to: int64 [Q, K], at most 2^27."""
-        power = self.exponents[channel, :, None].astype(np.int64) * self.lengths[channel] // EXPONENT_UNIT
+        """Numbers that the probabilities of a channel's code points are proportional to: int32 [Q, K], at most 2^27."""
+        lengths, place = np.unique(self.lengths[channel], return_inverse=True)  # most are those of code points never chosen
+        power = self.exponents[channel, :, None].astype(np.int32) * lengths // EXPONENT_UNIT
         power -= self._least(channel)
-        return _FRACTIONS[power % UNIT] >> np.minimum(power // UNIT, 63)
+        return (_FRACTIONS[power % UNIT] >> np.minimum(power // UNIT, 31)).take(place, axis=1)
 
     def walk(self, shape, code):
         """Goes through latents of a shape (N, h, w) as they are coded.

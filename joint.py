@@ -1,8 +1,8 @@
 """Quantizing with contexts, and with the decoder in the loop.
 
-Variational Bayesian Quantization rounds every latent on its own: by its posterior, which is as if the errors of other latents did not
-matter. In the decoded image they do add up. `choose` can follow the gradient of the likelihood at the decoded image instead: a latent
-then makes up for what others have lost. Model, code points, file format and decoder stay as they are; encoding takes longer.
+Variational Bayesian Quantization rounds every latent on its own, by its posterior, which is as if the errors of other latents did
+not matter. In the decoded image they do add up. `choose` can follow the gradient of the likelihood at the decoded image instead: a
+latent then makes up for what others have lost. Model, code points, file format and decoder stay as they are; encoding takes longer.
 
 Axis letters: N images, h, w latent positions, C channels.
 """
@@ -13,7 +13,7 @@ import contexts
 from tree_search import LEAST_STD, quantize
 
 STEP, MOMENTUM = .1, .5  # with STEP = .25, latents diverge together on some images
-DIVERGED = 1.5  # of the least cost: back to there, with a quarter of the step. Posteriors of a model trained too little need that.
+DIVERGED = 1.5  # of the least cost: back to there, with a quarter of the step; a model that is trained too little needs that
 ROUNDS = 2  # of choosing by the classes that the choice before it leads to
 
 

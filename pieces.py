@@ -57,8 +57,8 @@ def likelihood_of(run, image):
       image: uint8 [H, W, 3].
 
     Returns:
-      function of latents z, float32 [h, w, C], that returns squared errors over twice the likelihood variance, a float in nats, which
-      is -log p(x | z) but for a constant; and its gradient by z, float32 [h, w, C].
+      function of latents z, float32 [h, w, C], that returns squared errors over twice the likelihood variance, a float in nats,
+      which is -log p(x | z) but for a constant; and its gradient by z, float32 [h, w, C].
     """
     def likelihood(z):
         error, gradient = 0., np.empty_like(z)

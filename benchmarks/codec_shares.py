@@ -144,8 +144,8 @@ def main(argv=None):
         print("\n".join(machine()) + "\n")
         print(f"{image.shape[1]} x {image.shape[0]} pixels, lambda {LAMB:g}\n\n"
               "| channels | | network | all else | ratio | of which |\n| - | - | - | - | - | - |")
-        runs = [inputs.load(kind) for kind in kinds] + ([] if args.quick else [load_run(os.path.join(ROOT, "checkpoints"), SHIPPED)])
-        for run in runs:
+        shipped = [] if args.quick else [load_run(os.path.join(ROOT, "checkpoints"), SHIPPED)]
+        for run in [inputs.load(kind) for kind in kinds] + shipped:
             codec = codec_of(run)
             lines, good = shares(codec, image, args.rounds)
             print("\n".join(lines), flush=True)

@@ -178,8 +178,8 @@ def main(argv):
             outcomes, taken = fuzz(run, count // 2)
             for outcome, number in outcomes.most_common():
                 print(f"{number:8} {outcome}")
-            print(f"{sum(outcomes.values())} files with{'out' * (not contexts)} contexts in {time.monotonic() - start:.0f} s; decoding "
-                  f"them raised the peak of memory by {taken:.0f} MB")
+            print(f"{sum(outcomes.values())} files with{'out' * (not contexts)} contexts in {time.monotonic() - start:.0f} s; "
+                  f"decoding them raised the peak of memory by {taken:.0f} MB")
     return 0
 
 

@@ -45,7 +45,7 @@ def test_logarithms_are_pinned_and_right_to_a_unit():
 
 def test_fractions_are_pinned():
     fractions = contexts._FRACTIONS
-    assert fractions.shape == (256,) and fractions.dtype == np.int64
+    assert fractions.shape == (256,) and fractions.dtype == np.int32
     assert fractions[[0, 1, 128, 255]].tolist() == [2**27, 133854811, 94906266, 67290815] and fractions.sum() == 24818881648
     from decimal import Decimal, getcontext
     getcontext().prec = 40

@@ -78,7 +78,8 @@ def test_the_likelihood_is_that_of_the_decoded_image_and_its_gradient_is_right(r
         direction = random.normal(size=z.shape).astype(np.float32)
         step = np.float32(1e-2)
         slope = (likelihood(z + step * direction)[0] - likelihood(z - step * direction)[0]) / (2 * step)
-        np.testing.assert_allclose(slope, np.sum(gradient * direction, dtype=np.float64), rtol=1e-2, atol=1e-3 * np.linalg.norm(gradient))
+        expected = np.sum(gradient * direction, dtype=np.float64)
+        np.testing.assert_allclose(slope, expected, rtol=1e-2, atol=1e-3 * np.linalg.norm(gradient))
     assert likelihood(z - 1e-3 * gradient / np.abs(gradient).max())[0] < error
 
 

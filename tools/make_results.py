@@ -107,6 +107,9 @@ def comparison(curves):
             for anchor in ("JPEG", "uniform", "k-means", "Ballé 2017", *(["VBQ"] if test != "VBQ" else [])):
                 rate, quality, (low, high) = compare(curves[anchor], curves[test], key)
                 lines.append(f"| {test} | {anchor} | {unit} | {rate:+.1f} % | {quality:+.2f} dB | {low:.1f} to {high:.1f} dB |")
+    for anchor, (rate, psnr) in published_curves().items():
+        rate, psnr, (low, high) = compare({"BPP": rate, "PSNR (RGB)": psnr}, curves[BEST], "PSNR (RGB)")
+        lines.append(f"| {BEST} | {anchor}, 768 x 512 | PSNR | {rate:+.1f} % | {psnr:+.2f} dB | {low:.1f} to {high:.1f} dB |")
     return "\n".join(lines)
 
 
