@@ -1,11 +1,12 @@
 """The bits of a .vbq file: frequencies, range coder, header. `codec.py` makes the files and reads them.
 
-A file is a header of 37 bytes (little-endian) and the latents, channel after channel, in one range-coded stream:
+A file is a header of 37 bytes (little-endian) and the latents in one range-coded stream, channel after channel; with contexts in
+the order of `ContextCoder`:
 
     bytes  type     field
         3           "VBQ"
         1  uint8    version of the format, 1
-        8           fingerprint of the run: the model's weights, the code points, the counts
+        8           fingerprint of the run: the model's weights, the code points, the counts, the contexts
         4  uint32   width, pixels
         4  uint32   height, pixels
         1  uint8    table, from 0: whose counts and code points, of the quantizer's lambdas
@@ -171,7 +172,7 @@ class ContextCoder(_Coder):
                     yield model, order[start:end], c
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)  # with contexts, one takes 36 MB for 256 channels
 def coder_of(quantizer, table):
     """Returns the coder of a quantizer's table, an int; the latest are kept."""
     return ContextCoder(quantizer.contexts_at(table)) if quantizer.contexts else TableCoder(quantizer.index_counts[table])

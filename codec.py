@@ -2,7 +2,8 @@
 
 Variational Bayesian quantization (Yang, Bamler, Mandt, ICML 2020) chooses the rate when an image is compressed. What their
 evaluation, and `post_process.py`, reports is the ideal length of a file; this program writes the file. It needs the quantizer
-that `post_process.py` left in the run's directory: its code points, and its counts, from which the coder's tables follow.
+that `post_process.py` left in the run's directory: its code points, counts and contexts, from which the coder's
+tables follow.
 `bitstream.py` has the format.
 """
 
@@ -74,7 +75,7 @@ class Codec:
 
     def posterior(self, image):
         """Returns mean and standard deviation of the latents' posterior, float32 [h, w, C] each, of a uint8 image [H, W, 3]."""
-        self.latent_shape(*image.shape[:2])
+        self.latent_shape(*image.shape[:2])  # a UserError, if it is too large
         return pieces.posterior(self.run, image)
 
     def reconstruct(self, indices, table, height, width):
@@ -99,9 +100,9 @@ class Codec:
                                   f"of another run (fingerprint {header.fingerprint.hex()})")
         if header.table >= len(self.quantizer.lambs):
             raise utils.UserError(f"expected a table below {len(self.quantizer.lambs)}, found {header.table}")
-        shape = self.latent_shape(header.height, header.width)
+        shape, coder = self.latent_shape(header.height, header.width), coder_of(self.quantizer, header.table)
         try:
-            indices = coder_of(self.quantizer, header.table).decode(stream, *shape[:2])
+            indices = coder.decode(stream, *shape[:2])
         except ValueError as error:
             raise utils.UserError(f"expected a stream of {shape[0]} x {shape[1]} latents, found another: {error}") from error
         return header, indices
@@ -112,7 +113,8 @@ def codec_of(run, data=None):
 
     Args:
       run: bls2017_vae.Run.
-      data: bytes of a file, to get the codec that wrote it, if there is one. Else it is that with contexts, the most passes and bits.
+      data: bytes of a file, to get the codec that wrote it, if there is one. Else it is the one with contexts, with the most passes,
+        with the most bits, in this order.
 
     Returns:
       Codec.
@@ -121,7 +123,8 @@ def codec_of(run, data=None):
       utils.UserError: there is no quantizer, or it is of other weights, or the file is damaged.
     """
     pattern = re.compile(r"ChannelwisePriorCDFQuantizer-max_bits=(\d+)(?:-passes=(\d+))?(-contexts)?\.npz")
-    found = [(bool(match[3]), int(match[2] or 2), int(match[1]), match[0]) for match in map(pattern.fullmatch, os.listdir(run.path)) if match]
+    matches = filter(None, map(pattern.fullmatch, os.listdir(run.path)))
+    found = [(bool(match[3]), int(match[2] or 2), int(match[1]), match[0]) for match in matches]
     if not found:
         raise utils.UserError(f"{run.path}: expected the code points and lengths that post_process.py leaves there, "
                               "ChannelwisePriorCDFQuantizer-*.npz, found none")
@@ -478,7 +481,8 @@ def parse_args(argv=None):
                      help="with --lamb: code with the table that suits the image best, as --bpp and --psnr do, instead of that "
                           "of the nearest lambda")
     sub.add_argument("--joint_steps", type=number(int, at_least=0), default=0, metavar="K",
-                     help="smaller files, later: quantize K times more, with the decoder in the loop (default: %(default)s)")
+                     help="a better picture at the same size (at the same lamb a somewhat larger file), but slower: quantize K "
+                          "times more, with the decoder in the loop (default: %(default)s)")
     command(decompress_file, "writes the image in a .vbq file to an image file", "checkpoint_dir", "runname", "input", "output")
     command(info_file, "tells what a .vbq file says of itself", "input")
     return parser.parse_args(argv)

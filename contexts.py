@@ -27,7 +27,7 @@ UNIT = 256          # code lengths are integers, in 1/256 bits
 FEATURE_SHIFT = 5   # 32 of these, an eighth of a bit, are the unit of what predictions are made of
 MOST_FEATURE = 255
 EXPONENT_UNIT = 64
-WEIGHT_BITS = 27    # of the most probable code point's weight
+WEIGHT_BITS = 27    # of the most probable code point's weight; less where there are more than 2047 code points
 BLOCK = 1 << 13     # positions whose predictions are made at a time
 
 # Of fitting.
@@ -83,7 +83,7 @@ class Contexts:
     """The contexts of all tables.
 
     Attributes:
-      order: int [L, C], the channels as they are coded, those with the most bits first.
+      order: int16 [L, C], the channels as they are coded, those with the most bits first.
       weights: int16 [L, weight_count(C)], the maps one after the other, see `map_shapes`.
       thresholds: int64 [L, C, 2, Q / 2 - 1] ascending, between the classes of a phase.
       exponents: uint16 [L, C, Q], in 1/64.
@@ -98,7 +98,10 @@ class Contexts:
         found = [x.shape for x in (weights, thresholds, exponents)]
         if found != expected:
             raise ValueError(f"shapes of contexts do not fit: {found} where {expected} are expected")
-        if (np.sort(order, axis=1) != np.arange(channels)).any() or weights.dtype != np.int16 or exponents.min() < 1:
+        if [x.dtype for x in (order, weights, thresholds, exponents)] != [np.int16, np.int16, np.int64, np.uint16]:
+            raise ValueError("types of contexts do not fit")
+        most = MOST_EXPONENT * EXPONENT_UNIT
+        if (np.sort(order, axis=1) != np.arange(channels)).any() or not (1 <= exponents).all() or (exponents > most).any():
             raise ValueError("contexts have other values than expected")
 
     @classmethod
@@ -127,6 +130,7 @@ class TableContexts:
         self.lengths = fixed_lengths(counts)
         self.features = features_of(self.lengths)
         self.order, self.thresholds, self.exponents = order, thresholds, exponents
+        self._weight_bits = WEIGHT_BITS - max(self.lengths.shape[1].bit_length() - 11, 0)  # all weights together stay below 2^38
         self._maps, first = {}, 0
         for group, phase, known, predicted in map_shapes(len(order)):
             last = first + known * predicted
@@ -136,7 +140,7 @@ class TableContexts:
     @functools.cached_property
     def log_sums(self):
         """log2 of the sums Z, float64 [C, Q]."""
-        return np.stack([np.log2(self.symbol_weights(c).sum(axis=1)) - WEIGHT_BITS - self._least(c)[:, 0] / UNIT
+        return np.stack([np.log2(self.symbol_weights(c).sum(axis=1)) - self._weight_bits - self._least(c)[:, 0] / UNIT
                          for c in range(len(self.order))])
 
     def _least(self, channel):
@@ -147,7 +151,8 @@ class TableContexts:
         lengths, place = np.unique(self.lengths[channel], return_inverse=True)  # most are those of code points never chosen
         power = self.exponents[channel, :, None].astype(np.int32) * lengths // EXPONENT_UNIT
         power -= self._least(channel)
-        return (_FRACTIONS[power % UNIT] >> np.minimum(power // UNIT, 31)).take(place, axis=1)
+        shift = power // UNIT + (WEIGHT_BITS - self._weight_bits)
+        return (_FRACTIONS[power % UNIT] >> np.minimum(shift, 31)).take(place, axis=1)
 
     def walk(self, shape, code):
         """Goes through latents of a shape (N, h, w) as they are coded.
@@ -214,7 +219,7 @@ class Surroundings:
         self.phases = [np.flatnonzero(colour == phase) for phase in range(PHASES)]
         # Features, their sums over 4 neighbours and over the 4 diagonal ones; of the last group nothing follows.
         self._before = np.empty((len(colour), 3, self._bounds[-2]), np.uint16)
-        self._group = None
+        self._group = self._sums = None
 
     def groups(self, order):
         """Yields the number of every group and its channels, of an order int [C]; between them, the group has to be `put`."""
@@ -239,12 +244,17 @@ class Surroundings:
 
     def known(self, where, phase):
         """What the maps of the group and phase take: uint16 [p, known] of positions int [p]."""
-        before = self._before[where, :, :self._start].reshape(len(where), -1)
-        return np.concatenate([before, self._neighbours(False)[where]], axis=1) if phase else before
+        before = self._before[where, :, :self._start].reshape(len(where), 3 * self._start)
+        if not phase:
+            return before
+        if self._sums is None:
+            self._sums = self._neighbours(False)
+        return np.concatenate([before, self._sums[where]], axis=1)
 
     def put(self, where, features):
         """Tells features uint8 [p, n] of the group at positions int [p]."""
         self._group[where] = features
+        self._sums = None
 
 
 def classify(predicted, thresholds):

@@ -3,7 +3,7 @@
 `ChannelwisePriorCDFQuantizer` is the quantizer of Variational Bayesian Quantization (Yang, Bamler, Mandt, ICML 2020):
 code points are quantiles of the empirical prior at short binary fractions, and a latent takes the one with the best
 trade-off between its posterior density and its length in bits. `UniformQuantizer` and `KmeansQuantizer` are the baselines,
-which know only the posterior means. All treat every channel on its own.
+which know only the posterior means. All treat every channel on its own, but for code lengths with contexts.
 
 Axis letters: B latent positions, C channels, N max bits, K code points, L lambdas, J candidates of a latent.
 """
@@ -87,6 +87,8 @@ class ChannelwisePriorCDFQuantizer:
         found = [x.shape for x in (self.bit_length_counts, self.index_counts, index_counts if shifts is None else shifts)]
         if points != (2 << self.max_bits) - 1 or found != expected:
             raise ValueError(f"shapes do not fit: {points} code points, tables {found} where {expected} are expected")
+        if not np.issubdtype(self.index_counts.dtype, np.integer) or not 0 <= self.index_counts.min() <= self.index_counts.max() < 2**40:
+            raise ValueError("expected counts that are integers from 0 to 2^40")
         if contexts is not None and (contexts.order.shape != (len(self.lambs), channels) or self.passes == 2):
             raise ValueError(f"{self.passes} passes and contexts {contexts.order.shape} do not fit tables {expected}")
         self._bits = code_point_bits(self.max_bits)
@@ -230,7 +232,7 @@ def _load(path, build):
     arrays = utils.load_npz(path)
     try:
         return build({key: str(x) if x.dtype.kind == "U" else x for key, x in arrays.items()})
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise utils.UserError(f"{path}: expected a quantizer, found something else ({error})") from error
 
 

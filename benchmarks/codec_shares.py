@@ -3,8 +3,8 @@
     python benchmarks/codec_shares.py             shares of 752 x 496 pixels, and 4000 x 3000, in some minutes on two cores
     python benchmarks/codec_shares.py --quick     all with tiny sizes: tries the benchmark
 
-Models and photographs are those of `run.py`. Whatever is not the network should take less time than it: the exit status is 1
-if it does not. Tables are made anew each time, as for the first image of a process.
+Models and photographs are those of `run.py`, and the shipped model with contexts. Whatever is not the network should take less time
+than it, but for contexts: the exit status is 1 if it does not, or if a result is wrong. Tables are made anew each time, as for the first image of a process.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def shares(codec, image, rounds):
         times = {stage: statistics.median(clock[stage] for clock in rest) for stage in rest[0]}
         network = times.pop("network")
         others = sum(times.values())
-        fine &= others < network
+        fine &= others < network or codec.quantizer.contexts is not None
         parts = ", ".join(f"{stage} {duration(value)}" for stage, value in times.items())
         lines.append(f"| {name} | {way} | {duration(network)} | {duration(others)} | {others / network:.3f} | {parts} |")
     return lines, fine
@@ -149,7 +149,7 @@ def main(argv=None):
             codec = codec_of(run)
             lines, good = shares(codec, image, args.rounds)
             print("\n".join(lines), flush=True)
-            fine &= good or args.quick or codec.quantizer.contexts is not None
+            fine &= good or args.quick
         print("\nthe commands on a large image, time and peak memory\n\n"
               "| channels | pixels | compress | decompress |\n| - | - | - | - |")
         for kind in kinds:

@@ -107,7 +107,7 @@ def test_distributions_are_powers_of_the_counts(fitted):
         expected = p ** (table.exponents[c, :, None] / 64)
         expected /= expected.sum(axis=1, keepdims=True)
         weights = table.symbol_weights(c)
-        assert weights.min() >= 0 and weights.max() == 2**27
+        assert weights.min() >= 0 and weights.max() == 2**27 and weights.sum() < 2**38
         np.testing.assert_allclose(weights / weights.sum(axis=1, keepdims=True), expected, rtol=.08, atol=1e-7)
         lengths = np.stack([table.bits(np.full((1, CHANNELS), k), np.full((1, CHANNELS), q))[0, c]
                             for q in range(CLASSES) for k in range(POINTS)]).reshape(CLASSES, POINTS)
@@ -139,6 +139,23 @@ def test_unseen_latents_take_fewer_bits(fitted):
     flat = np.random.default_rng(0).permuted(indices.reshape(-1, CHANNELS), axis=0).reshape(indices.shape)  # no surroundings
     nothing = TableContexts(counts, *contexts.fit_table(counts, flat))
     assert abs(nothing.bits(flat, nothing.classes(flat)).sum() / contexts.look_up(table.lengths / 256, flat).sum() - 1) < .02
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_latents_without_neighbours_can_be_fitted(images):
+    indices = textured(0, images, 1, 1)
+    table = TableContexts(counts_of(indices), *contexts.fit_table(counts_of(indices), indices))
+    assert table.bits(indices, table.classes(indices)).shape == indices.shape
+
+
+def test_sums_of_many_code_points_stay_within_what_the_coder_takes():
+    """The flattest distributions there are, of as many code points as --max_bits allows."""
+    counts = np.ones((2, (2 << 14) - 1), int)
+    indices = np.random.default_rng(0).integers(0, counts.shape[1], (2, 3, 4, 2))
+    order, weights, thresholds, exponents = contexts.fit_table(counts, indices)
+    table = TableContexts(counts, order, weights, thresholds, np.ones_like(exponents))
+    assert bitstream.integer_table(table.symbol_weights(0)).sum() == CLASSES * 2**24
+    np.testing.assert_allclose(table.bits(indices, table.classes(indices)), np.log2(counts.shape[1]), rtol=1e-3)
 
 
 def test_a_single_channel_has_its_neighbours():
@@ -214,7 +231,9 @@ def test_saved_contexts_come_back(tmp_path, fitted):
     assert "contexts_order" not in loaded.provenance
 
     arrays = utils.load_npz(path)
-    for name, wrong in (("order", arrays["contexts_order"] * 0), ("weights", arrays["contexts_weights"][:, :-1]),
+    wrong_types = [(name, arrays[f"contexts_{name}"].astype(kind)) for name, kind in (
+        ("order", float), ("weights", str), ("thresholds", float), ("exponents", np.int64))]
+    for name, wrong in (*wrong_types, ("exponents", arrays["contexts_exponents"] + np.uint16(600)), ("order", arrays["contexts_order"] * 0), ("weights", arrays["contexts_weights"][:, :-1]),
                         ("thresholds", arrays["contexts_thresholds"][..., 1:]), ("exponents", arrays["contexts_exponents"] * 0)):
         utils.save_npz(path, {**arrays, f"contexts_{name}": wrong})
         with pytest.raises(utils.UserError, match="quantizer.npz"):

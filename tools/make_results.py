@@ -38,9 +38,6 @@ PICTURE, WINDOW, PICTURE_LAMBS = "kodim23.png", (40, 190, 300, 240), (1.0, 4.0, 
 def evaluate(kodak):
     """Crops the images as the published JPEG figures have them and runs `post_process.py`, with the arguments of every variant.
 
-    Returns:
-      list of the result files, now under results/.
-
     Raises:
       utils.UserError: there are no 24 Kodak images.
     """
