@@ -10,6 +10,7 @@ Axis letters: N images, h, w latent positions, C channels.
 import numpy as np
 
 import contexts
+import utils
 from tree_search import LEAST_STD, quantize
 
 STEP, MOMENTUM = .1, .5  # with STEP = .25, latents diverge together on some images
@@ -81,8 +82,8 @@ def fit_contexts(quantizer, mean, std):
       contexts.Contexts.
     """
     tables = []
-    for table, lamb in enumerate(quantizer.lambs):
-        counts = quantizer.index_counts[table]
+    for table in utils.progress(range(len(quantizer.lambs)), desc="contexts", unit="table"):
+        lamb, counts = quantizer.lambs[table], quantizer.index_counts[table]
         indices = quantize(quantizer, mean, std, lamb, table)
         for _ in range(ROUNDS):
             found = contexts.TableContexts(counts, *contexts.fit_table(counts, indices))

@@ -43,9 +43,11 @@ def code_lengths(counts):
     return -np.log2(counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _parallel(function, items):
+def _parallel(function, items, desc=None):
+    """Results of the function, in the order of the items; shows progress where there is a description."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's loops run outside the interpreter lock
-        return list(pool.map(function, items))
+        results = pool.map(function, items)
+        return list(utils.progress(results, total=len(items), desc=desc, unit="block") if desc else results)
 
 
 def _look_up_rows(table, indices):
@@ -113,7 +115,8 @@ class ChannelwisePriorCDFQuantizer:
         lambs = np.sort(np.asarray(lambs, np.float64))
         together = max(1, _BLOCK // len(mean))
         blocks = [slice(c, c + together) for c in range(0, channels, together)]
-        tables = _parallel(lambda c: _measure(code_points[c], mean[:, c].T, std[:, c].T, lambs, passes), blocks)
+        tables = _parallel(lambda c: _measure(code_points[c], mean[:, c].T, std[:, c].T, lambs, passes), blocks,
+                           "code lengths")
         bit_length_counts, index_counts, shifts = (np.concatenate(x, axis=1) for x in zip(*tables))
         return cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts if passes > 2 else None, provenance)
 
