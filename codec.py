@@ -26,8 +26,7 @@ import pieces
 import utils
 from bitstream import VERSION, Header, check_pixels, pack, coder_of, unpack
 from bls2017_vae import load_run, number
-from quantizers import ChannelwisePriorCDFQuantizer
-from tree_search import LEAST_STD
+from quantizers import LEAST_STD, ChannelwisePriorCDFQuantizer
 
 DEFAULT_LAMB = 1.
 BPP_TOLERANCE = .005  # of the target

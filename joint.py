@@ -11,7 +11,8 @@ import numpy as np
 
 import contexts
 import utils
-from tree_search import LEAST_STD, quantize
+from quantizers import LEAST_STD
+from tree_search import quantize
 
 STEP, MOMENTUM = .1, .5  # with STEP = .25, latents diverge together on some images
 DIVERGED = 1.5  # of the least cost: back to there, with a quarter of the step; a model that is trained too little needs that

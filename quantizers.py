@@ -20,7 +20,7 @@ DEFAULT_MAX_BITS = 10
 DEFAULT_LAMBS = tuple(2. ** np.linspace(-8, 7, 16))
 DEFAULT_LEVELS = (2, 4, 6, 8, 16, 32, 64, 128, 256)
 _BLOCK = 1 << 15  # latents handled at a time by a thread: some arrays of them fit into a processor's cache
-_MIN_STD = 1e-12  # below it, 1 / std^2 leaves the range of float32
+LEAST_STD = np.float32(1e-12)  # below it, 1 / std^2 leaves the range of float32
 
 
 def code_point_probabilities(max_bits):
@@ -43,7 +43,7 @@ def code_lengths(counts):
     return -np.log2(counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _parallel(function, items, desc=None):
+def parallel(function, items, desc=None):
     """Results of the function, in the order of the items; shows progress where there is a description."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's loops run outside the interpreter lock
         results = pool.map(function, items)
@@ -115,7 +115,7 @@ class ChannelwisePriorCDFQuantizer:
         lambs = np.sort(np.asarray(lambs, np.float64))
         together = max(1, _BLOCK // len(mean))
         blocks = [slice(c, c + together) for c in range(0, channels, together)]
-        tables = _parallel(lambda c: _measure(code_points[c], mean[:, c].T, std[:, c].T, lambs, passes), blocks,
+        tables = parallel(lambda c: _measure(code_points[c], mean[:, c].T, std[:, c].T, lambs, passes), blocks,
                            "code lengths")
         bit_length_counts, index_counts, shifts = (np.concatenate(x, axis=1) for x in zip(*tables))
         return cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts if passes > 2 else None, provenance)
@@ -141,7 +141,7 @@ class ChannelwisePriorCDFQuantizer:
         blocks = [(slice(b, b + _BLOCK), slice(c, c + together))
                   for c in range(0, channels, together) for b in range(0, positions, _BLOCK)]
         find = _nearest_of_each_length if self.passes == 2 else _neighbours_of_each_length
-        return np.shape(mean), blocks, _parallel(
+        return np.shape(mean), blocks, parallel(
             lambda block: find(self.code_points[block[1]], flat_mean[block].T, flat_std[block].T), blocks)
 
     def choose(self, prepared, lamb):
@@ -165,7 +165,7 @@ class ChannelwisePriorCDFQuantizer:
                 chosen = _cheapest_point(*candidates, self.code_points_at(table)[c], lamb * self.code_lengths(table)[c])
             indices[block] = chosen.T
 
-        _parallel(lambda pair: assign(*pair), zip(blocks, candidates))
+        parallel(lambda pair: assign(*pair), zip(blocks, candidates))
         return indices.reshape(shape)
 
     def quantize(self, mean, std, lamb):
@@ -279,7 +279,7 @@ def _nearest_of_each_length(code_points, mean, std):
       index: int16 [N+1, C, B] into the code points.
     """
     padded = np.pad(code_points, ((0, 0), (1, 1)), constant_values=((0, 0), (-np.inf, np.inf)))  # counted from 1
-    weight = _weight(std)
+    weight = weight_of(std)
     distortion, index = [], []
     for below, above in _around(_ranks(code_points, mean), code_points.shape[1].bit_length() - 1):
         to_below, to_above = mean - _look_up_rows(padded, below), _look_up_rows(padded, above) - mean
@@ -296,11 +296,12 @@ def _neighbours_of_each_length(code_points, mean, std):
       mean: float32 [C, B], as given.
       weight: float32 [C, B], 1 / (2 std^2).
     """
-    return _neighbours(code_points.shape[1].bit_length() - 1)[:, _ranks(code_points, mean)], mean, _weight(std)
+    return _neighbours(code_points.shape[1].bit_length() - 1)[:, _ranks(code_points, mean)], mean, weight_of(std)
 
 
-def _weight(std):
-    return .5 / np.square(np.maximum(std, np.float32(_MIN_STD)))
+def weight_of(std):
+    """1 / (2 std^2) of float32 standard deviations."""
+    return .5 / np.square(np.maximum(std, LEAST_STD))
 
 
 def _cheapest(cost_of, count):
@@ -356,7 +357,7 @@ def _measure(code_points, mean, std, lambs, passes):
     n = np.arange(points.bit_length())
     blocks = [slice(b, b + _BLOCK) for b in range(0, mean.shape[1], _BLOCK)]
     nearest = [_nearest_of_each_length(code_points, mean[:, b], std[:, b]) for b in blocks]
-    latents = [(_ranks(code_points, mean[:, b]), mean[:, b], _weight(std[:, b])) for b in blocks if passes > 2]
+    latents = [(_ranks(code_points, mean[:, b]), mean[:, b], weight_of(std[:, b])) for b in blocks if passes > 2]
     bit_length_counts = np.zeros((len(lambs), channels, len(n)), np.int64)
     index_counts = np.zeros((len(lambs), channels, points), np.int64)
     shifts = np.zeros((len(lambs), channels, points if passes > 2 else 0), np.float16)
@@ -469,7 +470,7 @@ class _ScalarQuantizer:
     def fit(cls, mean, levels=DEFAULT_LEVELS, provenance=None):
         """Fits code points and counts to posterior means float32 [..., C], for every number of levels wanted."""
         mean = mean.reshape(-1, mean.shape[-1])
-        fitted = _parallel(lambda c: cls._fit_channels(np.sort(mean[:, c].T, axis=1), sorted(levels)),
+        fitted = parallel(lambda c: cls._fit_channels(np.sort(mean[:, c].T, axis=1), sorted(levels)),
                            [slice(c, c + 16) for c in range(0, mean.shape[1], 16)])
         code_points = {k: np.concatenate([block[k] for block in fitted]) for k in levels}
         result = cls(code_points, {k: np.zeros(x.shape, np.int64) for k, x in code_points.items()}, provenance)
@@ -487,7 +488,7 @@ class _ScalarQuantizer:
             for c in channels:
                 indices[:, c] = np.searchsorted(boundaries[c], flat[:, c], side="right")
 
-        _parallel(assign, np.array_split(np.arange(len(points)), 4 * os.cpu_count()))
+        parallel(assign, np.array_split(np.arange(len(points)), 4 * os.cpu_count()))
         return indices.reshape(np.shape(mean))
 
     def dequantize(self, indices, levels):

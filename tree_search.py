@@ -8,17 +8,15 @@ best so far. At middle rates most latents stop at the root.
 Axis letters: B latent positions, C channels, N max bits, K code points, A latents that have not stopped.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 import functools
 import os
 
 import numpy as np
 
-from quantizers import code_point_bits
+from quantizers import code_point_bits, parallel, weight_of
 
 BLOCK = 1 << 16  # latents that a thread handles at a time
-THREADS = os.cpu_count()
-LEAST_STD = np.float32(1e-12)  # below it, 1 / std^2 leaves the range of float32
+THREADS = os.cpu_count()  # of `parallel`
 LAMBS = 1e-37, 1e30  # beyond these, products do; only the distortion or only the rate decides there as well as here
 FEW = .7  # of the latents: where fewer go on, it pays to put those together
 
@@ -47,8 +45,7 @@ def quantize(quantizer, mean, std, lamb, table):
         block_mean, block_std = (np.ascontiguousarray(x[block].T) for x in (flat_mean, flat_std))
         indices[block] = _descend(trees.of(block[1]), np.float32(np.clip(lamb, *LAMBS)), block_mean, block_std).T
 
-    with ThreadPoolExecutor(THREADS) as pool:  # NumPy's loops run outside the interpreter lock
-        list(pool.map(descend, blocks))
+    parallel(descend, blocks)
     return indices.reshape(mean.shape)
 
 
@@ -111,7 +108,7 @@ def _descend(trees, lamb, mean, std):
     """
     order, points, lengths = trees.order.ravel(), trees.points.ravel(), trees.lengths.ravel()
     least, row = lamb * trees.least, trees.max_bits + 2  # log2 of a row's length
-    weight = .5 / np.square(np.maximum(std, LEAST_STD))
+    weight = weight_of(std)
     best = np.square(trees.points[:, trees.root, None] - mean)
     best *= weight
     best += lamb * trees.lengths[:, trees.root, None]

@@ -3,8 +3,9 @@
     python benchmarks/codec_shares.py             shares of 752 x 496 pixels, and 4000 x 3000, in some minutes on two cores
     python benchmarks/codec_shares.py --quick     all with tiny sizes: tries the benchmark
 
-Models and photographs are those of `run.py`, and the shipped model with contexts. Whatever is not the network should take less time
-than it, but for contexts: the exit status is 1 if it does not, or if a result is wrong. Tables are made anew each time, as for the first image of a process.
+Models and photographs are those of `run.py`, and the shipped model with contexts. Whatever is not the network should take less
+time than it, but for contexts: the exit status is 1 if it does not, or if a result is wrong. Tables are made anew each time, as for
+the first image of a process.
 """
 
 import argparse

@@ -73,7 +73,8 @@ def main(argv=None):
         results.append(compare(image, Encoder(codec, image), args.psnr))
         pixels.append(image.shape[0] * image.shape[1])
     bpp = 8 * np.array(results) / np.array(pixels)[:, None, None]
-    print(f"{args.runname}, {codec.quantizer.passes} passes{', contexts' * bool(codec.quantizer.contexts)}; Pillow {Image.__version__}, libjpeg-turbo "
+    fit = f"{codec.quantizer.passes} passes{', contexts' * bool(codec.quantizer.contexts)}"
+    print(f"{args.runname}, {fit}; Pillow {Image.__version__}, libjpeg-turbo "
           f"{features.version('libjpeg_turbo')}, WebP {features.version('webp')}\n")
     print("| PSNR | images | VBQ, bpp | JPEG, bpp | WebP, bpp | VBQ against JPEG | VBQ against WebP |\n| - | - | - | - | - | - | - |")
     for target, rows in zip(args.psnr, bpp.swapaxes(0, 1)):
