@@ -1,13 +1,15 @@
-# make demo   a small model trained, evaluated and plotted in about three minutes, then the shipped model on a photograph
-# make test   the tests
-# make results KODAK_DIR=/path/to/kodak   the figures and tables under results/, from the shipped model
-# make bench  the benchmarks
-# Each first makes .venv with a Python that TensorFlow 2.14 has wheels for (3.10 or 3.11).
+# make demo    trains a small model, evaluates and plots it (three minutes), then codes a photograph with the shipped model
+# make test    runs all tests
+# make quick   runs all tests except the slow ones
+# make lint    checks the style of the code and the direction of its imports
+# make results KODAK_DIR=/path/to/kodak   makes the figures and tables under results/ from the shipped model
+# make bench   runs the benchmarks
+# Each target first makes .venv with Python 3.10 or 3.11, the only versions that TensorFlow 2.14 has wheels for.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test results bench venv
+.PHONY: demo test quick lint results bench venv
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
@@ -16,7 +18,7 @@ $(VENV)/.installed: requirements.txt
 	  then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "error: expected Python 3.10 or 3.11 (TensorFlow 2.14 has wheels for no other), found: $$(python3 --version 2>&1)" >&2; \
+	  echo "error: TensorFlow 2.14 needs Python 3.10 or 3.11; install one (this is $$(python3 --version 2>&1))" >&2; \
 	  exit 1; \
 	fi; \
 	set -ex; $$found -m venv $(VENV); \
@@ -28,6 +30,14 @@ demo: venv
 
 test: venv
 	$(PYTHON) -m pytest tests -q
+
+quick: venv
+	$(PYTHON) -m pytest tests -q -m "not slow"
+
+lint: venv
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 results: venv
 	$(PYTHON) tools/make_results.py --kodak "$(KODAK_DIR)"

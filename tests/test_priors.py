@@ -1,17 +1,18 @@
 """The deep factorized density against tfc.DeepFactorized, closed forms, and its own inverse."""
+
 import numpy as np
 import pytest
 
-import priors
-import quantizers
-import utils
-from priors import DeepFactorizedPrior
+from vbq import priors
+from vbq.code_points import code_point_probabilities
+from vbq.files import load_npz, save_npz
+from vbq.priors import DeepFactorizedPrior
 
 
 def random_prior(seed, channels=4):
     random = np.random.default_rng(seed)
     parameters = priors._initial_parameters(channels, seed)
-    return DeepFactorizedPrior(parameters + random.normal(scale=.5, size=parameters.shape))
+    return DeepFactorizedPrior(parameters + random.normal(scale=0.5, size=parameters.shape))
 
 
 def to_tfc(prior):
@@ -19,9 +20,14 @@ def to_tfc(prior):
     import tensorflow as tf
     import tensorflow_compression as tfc
 
-    density = tfc.DeepFactorized(batch_shape=(len(prior.parameters),), num_filters=priors.NUM_FILTERS, init_scale=1,
-                                 dtype=tf.float64)
-    for kind, variables in (("matrix", density._matrices), ("bias", density._biases), ("factor", density._factors)):
+    density = tfc.DeepFactorized(
+        batch_shape=(len(prior.parameters),), num_filters=priors.NUM_FILTERS, init_scale=1, dtype=tf.float64
+    )
+    for kind, variables in (
+        ("matrix", density._matrices),
+        ("bias", density._biases),
+        ("factor", density._factors),
+    ):
         for layer, variable in enumerate(variables):
             variable.assign(prior.arrays()[f"{kind}_{layer}"])
     return density
@@ -47,8 +53,8 @@ def test_logistic_is_a_special_case():
 
 def test_saved_equals_loaded(tmp_path):
     prior = random_prior(3)
-    utils.save_npz(tmp_path / "prior.npz", prior.arrays())
-    loaded = DeepFactorizedPrior.from_arrays(utils.load_npz(tmp_path / "prior.npz"))
+    save_npz(tmp_path / "prior.npz", prior.arrays())
+    loaded = DeepFactorizedPrior.from_arrays(load_npz(tmp_path / "prior.npz"))
     np.testing.assert_array_equal(loaded.parameters, prior.parameters)
     arrays = prior.arrays()
     arrays["bias_1"] = arrays["bias_1"][:, :2]
@@ -59,7 +65,7 @@ def test_saved_equals_loaded(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_inverse_of_the_cdf(seed):
     prior = random_prior(seed, channels=20)
-    probabilities = np.concatenate([[1e-9], quantizers.code_point_probabilities(10), [1 - 1e-9]])
+    probabilities = np.concatenate([[1e-9], code_point_probabilities(10), [1 - 1e-9]])
     x = prior.inverse_cdf(probabilities)
     assert np.isfinite(x).all() and np.all(np.diff(x) > 0)
     np.testing.assert_allclose(prior.cdf(x), np.tile(probabilities, (20, 1)), atol=1e-8)
@@ -85,28 +91,37 @@ def test_gradient_of_the_likelihood():
 def test_fit_reaches_the_entropy_of_a_known_density():
     x = np.random.default_rng(0).logistic(3, 20, size=(50000, 1))
     nats = -DeepFactorizedPrior.fit(x).log_prob(x.T).mean()
-    assert abs(nats - (2 + np.log(20))) < .01
+    assert abs(nats - (2 + np.log(20))) < 0.01
 
 
+@pytest.mark.slow
 def test_fit_is_as_good_as_a_long_run_of_adam():
     """A bimodal, a skewed and a heavy-tailed channel; tfc's own density, full batch, decaying steps."""
     import tensorflow as tf
 
     random = np.random.default_rng(0)
-    x = np.stack([random.choice([-2, 2], 1000) + random.normal(size=1000), random.gumbel(size=1000),
-                  random.standard_t(3, size=1000)], axis=1)
+    x = np.stack(
+        [
+            random.choice([-2, 2], 1000) + random.normal(size=1000),
+            random.gumbel(size=1000),
+            random.standard_t(3, size=1000),
+        ],
+        axis=1,
+    )
     ours = -DeepFactorizedPrior.fit(x).log_prob(x.T).mean(axis=1)
 
     density = to_tfc(DeepFactorizedPrior(priors._initial_parameters(3, 0)))
     steps = 1500
-    adam = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(.03, steps))
+    adam = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(0.03, steps))
     data = tf.constant(x)
 
     @tf.function
     def step():
         with tf.GradientTape() as tape:
             loss = -tf.reduce_mean(density.log_prob(data), axis=0)
-        adam.apply_gradients(zip(tape.gradient(loss, density.trainable_variables), density.trainable_variables))
+        adam.apply_gradients(
+            zip(tape.gradient(loss, density.trainable_variables), density.trainable_variables)
+        )
         return loss
 
     for _ in range(steps):
@@ -119,10 +134,17 @@ def degenerate_channels():
     x = random.normal(size=4000)
     once = np.arange(4000) == 7
     return {
-        "constant": np.zeros(4000), "constant 100": np.full(4000, 100.), "tiny variance": 3 + 1e-8 * x,
-        "an outlier": np.where(once, 1e3, x), "one other value": once * 1., "half at one value": np.where(x > 0, 0, x),
-        "two values": np.round(random.random(4000)), "far modes": np.where(random.random(4000) < .5, x - 100, x + 100),
-        "Cauchy": random.standard_cauchy(4000), "large": 1e6 * x, "integers": np.round(3 * x),
+        "constant": np.zeros(4000),
+        "constant 100": np.full(4000, 100.0),
+        "tiny variance": 3 + 1e-8 * x,
+        "an outlier": np.where(once, 1e3, x),
+        "one other value": once * 1.0,
+        "half at one value": np.where(x > 0, 0, x),
+        "two values": np.round(random.random(4000)),
+        "far modes": np.where(random.random(4000) < 0.5, x - 100, x + 100),
+        "Cauchy": random.standard_cauchy(4000),
+        "large": 1e6 * x,
+        "integers": np.round(3 * x),
     }
 
 
@@ -130,14 +152,16 @@ def test_degenerate_channels_stay_finite():
     channels = degenerate_channels()
     samples = np.stack(list(channels.values()), axis=1).astype(np.float32)
     prior = DeepFactorizedPrior.fit(samples)
-    probabilities = quantizers.code_point_probabilities(10)
+    probabilities = code_point_probabilities(10)
     points = prior.inverse_cdf(probabilities)
     assert np.isfinite(points).all() and np.all(np.diff(points) >= 0)
     np.testing.assert_allclose(prior.cdf(points), np.tile(probabilities, (len(points), 1)), atol=1e-6)
     assert np.isfinite(prior.log_prob(points)).all()
     points = dict(zip(channels, points))
-    assert np.ptp(points["constant 100"]) < .1 and abs(points["constant 100"][1023] - 100) < .01
-    assert abs(points["an outlier"][1023]) < .1 and np.abs(points["an outlier"]).max() < 20  # the bulk decides
+    assert np.ptp(points["constant 100"]) < 0.1 and abs(points["constant 100"][1023] - 100) < 0.01
+    assert (
+        abs(points["an outlier"][1023]) < 0.1 and np.abs(points["an outlier"]).max() < 20
+    )  # the bulk decides
     middle = np.sort(np.abs(points["far modes"]))[5:]
     assert 90 < middle.mean() < 110
 
@@ -145,7 +169,9 @@ def test_degenerate_channels_stay_finite():
 def test_few_samples():
     samples = np.random.default_rng(0).normal(size=(3, 2))
     for count in (1, 2, 3):
-        assert np.isfinite(DeepFactorizedPrior.fit(samples[:count]).inverse_cdf(np.array([.001, .5, .999]))).all()
+        assert np.isfinite(
+            DeepFactorizedPrior.fit(samples[:count]).inverse_cdf(np.array([0.001, 0.5, 0.999]))
+        ).all()
 
 
 def test_fit_is_deterministic_and_uses_its_seed():

@@ -1,22 +1,30 @@
 """The PyTorch trainer against the TensorFlow model: same loss, same gradients, same state."""
 
-import json
 import os
+import shlex
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-import bls2017_vae
 import convert_checkpoint
+import torch_training
 import train_state
 import train_torch
-import training
-import transforms
-import utils
 from PIL import Image
+from torch_model import Model
 
-TINY = ["--num_filters", "6", "5", "4", "--patchsize", "32", "--batchsize", "2", "--likelihood_variance", "0.01"]
+import bls2017_vae
+from vbq.command import run_main
+from vbq.config import ModelConfig
+from vbq.files import load_npz
+from vbq.record import read_flags
+from vbq.trainer import Trainer, make_strategy
+from vbq.transforms import VAE
+
+TINY = shlex.split("""
+    --num_filters 6 5 4 --patchsize 32 --batchsize 2 --likelihood_variance 0.01
+""")
 
 
 @pytest.fixture(name="photos")
@@ -36,25 +44,32 @@ def run_dir_of(argv):
 
 
 @pytest.mark.parametrize("dense_below", [0, 10, 1000])
-@pytest.mark.parametrize("filters, sizes, strides", [([6, 5, 4], [9, 5, 5], [4, 2, 2]), ([5, 4], [5, 3], [2, 3])])
+@pytest.mark.parametrize(
+    "filters, sizes, strides", [((6, 5, 4), (9, 5, 5), (4, 2, 2)), ((5, 4), (5, 3), (2, 3))]
+)
 def test_loss_and_gradients_are_those_of_tensorflow(filters, sizes, strides, dense_below):
     import tensorflow as tf
+
     rng = np.random.default_rng(0)
-    vae = transforms.VAE(filters, sizes, strides, likelihood_variance=.01)
-    assert {k: v.shape for k, v in vae.named_weights().items()} == train_state.weight_shapes(filters, sizes)
+    config = ModelConfig(filters, sizes, strides, likelihood_variance=0.01)
+    vae = VAE(config)
+    assert {k: v.shape for k, v in vae.named_weights().items()} == train_state.weight_shapes(config)
     for variable in vae.named_variables.values():
-        variable.assign_add(.05 * rng.standard_normal(variable.shape))  # GDN starts at too symmetric a point
-    side = int(np.prod(strides)) * 4
-    x, noise = rng.random((2, side, side, 3), np.float32), rng.standard_normal((2, 4, 4, filters[-1]), np.float32)
+        variable.assign_add(0.05 * rng.standard_normal(variable.shape))  # GDN starts at too symmetric a point
+    side = config.stride * 4
+    x, noise = (
+        rng.random((2, side, side, 3), np.float32),
+        rng.standard_normal((2, 4, 4, filters[-1]), np.float32),
+    )
     with tf.GradientTape() as tape:
         expected = vae.loss(x, noise)
     expected_gradients = tape.gradient(expected["loss"], vae.named_variables)
 
-    model = train_torch.Model(filters, sizes, strides, .01, torch.device("cpu"), dense_below)
+    model = Model(config, torch.device("cpu"), dense_below)
     weights = {k: torch.tensor(v, requires_grad=True) for k, v in vae.named_weights().items()}
     found = model.loss(weights, torch.tensor(x), torch.tensor(noise))
     for name in ("loss", "likelihood", "kl", "mse"):
-        assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4)
+        assert found[name].item() == pytest.approx(float(expected[name]), rel=1e-4)
     for name, gradient in zip(weights, torch.autograd.grad(found["loss"], list(weights.values()))):
         reference = expected_gradients[name].numpy()
         assert np.linalg.norm(gradient.numpy() - reference) <= 1e-4 * np.linalg.norm(reference), name
@@ -62,36 +77,38 @@ def test_loss_and_gradients_are_those_of_tensorflow(filters, sizes, strides, den
 
 def test_adam_is_that_of_tensorflow(tmp_path):
     import tensorflow as tf
+
     rng = np.random.default_rng(1)
     weights = {"a": rng.standard_normal((3, 2), np.float32)}
     gradients = [rng.standard_normal((3, 2), np.float32) for _ in range(4)]
     variable = tf.Variable(weights["a"])
-    optimizer = tf.keras.optimizers.legacy.Adam(.01, epsilon=train_torch.EPSILON)
+    optimizer = tf.keras.optimizers.legacy.Adam(0.01, epsilon=torch_training.EPSILON)
     for gradient in gradients:
         optimizer.apply_gradients([(tf.constant(gradient), variable)])
     tensor, m, v = torch.tensor(weights["a"]), [torch.zeros(3, 2)], [torch.zeros(3, 2)]
     for t, gradient in enumerate(gradients, 1):
-        train_torch.adam([tensor], [torch.tensor(gradient)], m, v, torch.tensor(train_torch.adam_rate(.01, t)))
+        rate = torch.tensor(torch_training.adam_rate(0.01, t))
+        torch_training.adam([tensor], [torch.tensor(gradient)], m, v, rate)
     np.testing.assert_allclose(tensor.numpy(), variable.numpy(), rtol=1e-5, atol=1e-7)
 
 
 def test_start_has_the_spread_of_tensorflows():
-    filters, sizes = [40, 40, 40], [9, 5, 5]
-    args = train_torch.build_parser().parse_args(["--num_filters", *map(str, filters)])
-    mine = train_state.initial(args)["weights"]
-    for name, theirs in transforms.VAE(filters, sizes, [4, 2, 2]).named_weights().items():
-        assert mine[name].std() == pytest.approx(theirs.std(), rel=.05, abs=1e-7), name
-        assert mine[name].mean() == pytest.approx(theirs.mean(), abs=.01), name
+    config = ModelConfig((40, 40, 40), (9, 5, 5), (4, 2, 2))
+    mine = train_state.initial(config, seed=0)["weights"]
+    for name, theirs in VAE(config).named_weights().items():
+        assert mine[name].std() == pytest.approx(theirs.std(), rel=0.05, abs=1e-7), name
+        assert mine[name].mean() == pytest.approx(theirs.mean(), abs=0.01), name
 
 
+@pytest.mark.slow
 def test_slices_equal_one_run_and_load_run_reads_the_result(tmp_path, photos, capsys):
-    argv = [*TINY, "--train_glob", photos, "--last_step", "6", "--flip", "--ema_decay", "0.5", "--clip_norm", "1e6",
-            "--lr_schedule", "cosine", "--min_scale", "0.5", "--device", "cpu"]
+    more = "--last_step 6 --flip --ema_decay 0.5 --clip_norm 1e6 --lr_schedule cosine --min_scale 0.5"
+    argv = [*TINY, "--train_glob", photos, *shlex.split(more), "--device", "cpu"]
     whole, sliced = [[*argv, "--checkpoint_dir", str(tmp_path / name)] for name in ("whole", "sliced")]
     train_torch.main(whole)
     assert "left out" in capsys.readouterr().err  # the file that is no picture
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_torch, "LOG_STEPS", 2)
+        patch.setattr(torch_training, "LOG_STEPS", 2)
         train_torch.main([*sliced, "--max_seconds", "0.000001"])  # one interval
         assert train_state.load(run_dir_of(sliced))["global_step"] == 2
         train_torch.main(sliced)
@@ -106,9 +123,8 @@ def test_slices_equal_one_run_and_load_run_reads_the_result(tmp_path, photos, ca
         np.testing.assert_array_equal(value, a["ema"][name])
 
 
-def test_parts_are_small_and_a_torn_save_is_passed_over(tmp_path):
-    args = train_torch.build_parser().parse_args(["--num_filters", "6", "5", "4"])
-    state = train_state.initial(args)
+def test_parts_are_small_and_a_torn_save_is_ignored(tmp_path):
+    state = train_state.initial(ModelConfig((6, 5, 4), (9, 5, 5), (4, 2, 2)), seed=0)
     train_state.save(str(tmp_path), state, part_bytes=20000)
     folder = tmp_path / train_state.FOLDER
     assert len(os.listdir(folder)) > 3 and all(path.stat().st_size <= 20000 for path in folder.iterdir())
@@ -121,8 +137,10 @@ def test_parts_are_small_and_a_torn_save_is_passed_over(tmp_path):
             np.testing.assert_array_equal(loaded[slot][name], value)
 
 
+@pytest.mark.slow
 def test_state_goes_to_tensorflow_and_back(tmp_path, photos):
-    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--last_step", "3", "--ema_decay", "0.5"]
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path)]
+    argv += ["--last_step", "3", "--ema_decay", "0.5"]
     train_torch.main([*argv, "--device", "cpu"])
     run_dir = run_dir_of(argv)
     before = train_state.load(run_dir)
@@ -133,22 +151,19 @@ def test_state_goes_to_tensorflow_and_back(tmp_path, photos):
         assert before[slot].keys() == after[slot].keys()
         for name, value in before[slot].items():
             np.testing.assert_array_equal(after[slot][name], value)
-    # TensorFlow goes on from there: its next step has Adam's moments, not a fresh start.
-    arguments = json.load(open(os.path.join(run_dir, "args.json"), encoding="utf-8"))
-    trainer = training.Trainer({name: arguments[name] for name in ("num_filters", "filter_dims", "sampling_rates",
-                                                                  "likelihood_variance")},
-                               training.make_strategy("none"), ema_decay=.5)
+    # TensorFlow continues from there: its next step has Adam's moments, not a fresh start.
+    trainer = Trainer(ModelConfig.of(read_flags(run_dir)), make_strategy("none"), ema_decay=0.5)
     trainer.restore(run_dir)
     assert int(trainer.optimizer.iterations) == int(trainer.step) == 3
-    # and to files for use
+    # Files for use come from either.
     convert_checkpoint.main(["to-weights", run_dir])
-    assert utils.load_npz(os.path.join(run_dir, "weights.npz"))["sequential/layer_0/bias"].dtype == np.float16
+    assert load_npz(os.path.join(run_dir, "weights.npz"))["sequential/layer_0/bias"].dtype == np.float16
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
     argv = ["--checkpoint_dir", str(tmp_path / "runs"), "--train_glob", str(tmp_path / "none*.png")]
     for extra, expected in (([], "none*.png"), (["--learned_prior"], "learned_prior")):
-        assert utils.run_main(train_torch.main, [*argv, *extra]) == 1
+        assert run_main(train_torch.main, [*argv, *extra]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and expected in error
     assert not (tmp_path / "runs").exists()

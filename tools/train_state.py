@@ -1,13 +1,12 @@
 """The state of a training run as NumPy arrays, for `train_torch.py` and `convert_checkpoint.py`.
 
-A state is a dict: `global_step`, an int; `weights`, `adam_m`, `adam_v`, `ema`, dicts of float32 arrays that carry the
-names of the original's variables; `averaged`, whether the moving average `ema` is the result; and, once PyTorch has
-trained, `rng_state`, a uint8 array. It lies in `RUN/train_torch/` as `STEP-I-of-N.npz`, none larger than asked for, and
-counts only when all N are there.
+A state is a dict: `global_step`, an int; `weights`, `adam_m`, `adam_v`, `ema`, dicts of float32 arrays by the
+names of the original's variables; `averaged`, whether the moving average `ema` is the result; and, once
+PyTorch has trained, `rng_state`, a uint8 array. On disk it is `RUN/train_torch/STEP-I-of-N.npz`, in N parts
+of limited size. It is complete only if all N are there.
 """
 
 import glob
-import json
 import math
 import os
 import re
@@ -15,20 +14,20 @@ import re
 import numpy as np
 from scipy import stats
 
-import utils
+from vbq.files import load_npz, save_npz
 
 SLOTS = ("weights", "adam_m", "adam_v", "ema")
 FOLDER = "train_torch"
 
 
-def weight_shapes(num_filters, filter_dims):
-    """Names and shapes of the weights of a model, dict[str, tuple], as the original named them."""
+def weight_shapes(config):
+    """Returns the shapes of the weights of a ModelConfig: dict of tuples, by the original's names."""
     shapes = {}
-    downs = [3, *num_filters[:-1], 2 * num_filters[-1]]
-    ups = [*num_filters[::-1], 3]
+    downs = [3, *config.num_filters[:-1], 2 * config.num_channels]
+    ups = [*config.num_filters[::-1], 3]
     for scope, norm, channels, sizes in (
-        ("sequential", "gdn", downs, filter_dims),
-        ("sequential_1", "igdn", ups, filter_dims[::-1]),
+        ("sequential", "gdn", downs, config.filter_dims),
+        ("sequential_1", "igdn", ups, config.filter_dims[::-1]),
     ):
         for i, size in enumerate(sizes):
             name, last = f"{scope}/layer_{i}", i == len(sizes) - 1
@@ -41,15 +40,26 @@ def weight_shapes(num_filters, filter_dims):
     return shapes
 
 
-def initial(args):
-    """A fresh state: kernels by variance scaling (fan in, truncated normal), GDN with beta 1 and gamma 0.1 I."""
-    rng = np.random.default_rng(args.seed)
+def initial(config, seed):
+    """Returns a new state.
+
+    Kernels are drawn by variance scaling (fan in, truncated normal). GDN starts with beta 1 and gamma 0.1 I.
+
+    Args:
+      config: ModelConfig.
+      seed: int >= 0.
+
+    Returns:
+      dict, a state.
+    """
+    rng = np.random.default_rng(seed)
     pedestal = 2.0**-36
-    channels = {"sequential": [3, *args.num_filters[:-1]], "sequential_1": args.num_filters[::-1]}
+    channels = {"sequential": [3, *config.num_filters[:-1]], "sequential_1": config.num_filters[::-1]}
     weights = {}
-    for name, shape in weight_shapes(args.num_filters, args.filter_dims).items():
+    for name, shape in weight_shapes(config).items():
         scope, layer, leaf = name.split("/")[0], int(re.search(r"layer_(\d+)", name)[1]), name.split("/")[-1]
-        if leaf == "kernel_rdft":  # the basis is orthonormal, so a spherical draw may be made on either side of it
+        if leaf == "kernel_rdft":
+            # The basis is orthonormal, so the coefficients may be drawn like the kernel.
             fan_in = shape[0] * channels[scope][layer]
             value = stats.truncnorm.rvs(
                 -2, 2, scale=1 / (0.87962566103423978 * math.sqrt(fan_in)), size=shape, random_state=rng
@@ -65,7 +75,7 @@ def initial(args):
 
 
 def from_weights(weights, global_step=0):
-    """The state of a run that starts from these weights: Adam at rest, the average at the weights."""
+    """Returns the state of a run that starts from weights: Adam's moments are zero, `ema` equals them."""
     zeros = {k: np.zeros_like(v) for k, v in weights.items()}
     return {
         "global_step": global_step,
@@ -78,17 +88,23 @@ def from_weights(weights, global_step=0):
 
 
 def from_file(path):
-    """The state of a run that starts from a `weights.npz`."""
-    arrays = utils.load_npz(path)
+    """Returns the state of a run that starts from a `weights.npz`."""
+    arrays = load_npz(path)
     step = int(arrays.pop("global_step"))
     return from_weights({k: v.astype(np.float32) for k, v in arrays.items()}, step)
 
 
 def load(run_dir):
-    """The newest complete state in a run directory, or None.
+    """Reads the latest complete state in a run directory.
+
+    Args:
+      run_dir: str.
+
+    Returns:
+      dict, a state; or None if there is none.
 
     Raises:
-      utils.UserError: a part is damaged.
+      UserError: a part is damaged.
     """
     found = {}
     for path in glob.glob(os.path.join(glob.escape(run_dir), FOLDER, "*-of-*.npz")):
@@ -100,7 +116,7 @@ def load(run_dir):
         return None
     pieces = {}
     for path in found[max(complete)]:
-        pieces.update(utils.load_npz(path))
+        pieces.update(load_npz(path))
     state = {
         "global_step": int(pieces.pop("global_step")),
         "averaged": bool(pieces.pop("averaged")),
@@ -110,11 +126,19 @@ def load(run_dir):
     for key in sorted(pieces, key=lambda key: int(key.rpartition("|")[2])):
         slot, name, _ = key.split("|")
         rows.setdefault(slot, {}).setdefault(name, []).append(pieces[key])
-    return state | {slot: {name: np.concatenate(blocks) for name, blocks in named.items()} for slot, named in rows.items()}
+    return state | {
+        slot: {name: np.concatenate(blocks) for name, blocks in named.items()} for slot, named in rows.items()
+    }
 
 
 def save(run_dir, state, part_bytes=15e6):
-    """Writes a state in parts of at most `part_bytes`, and `weights.npz`; then removes the states before it."""
+    """Writes a state in parts, and `weights.npz`; then removes the states before it.
+
+    Args:
+      run_dir: str.
+      state: dict, a state.
+      part_bytes: float, largest size of a part.
+    """
     folder = os.path.join(run_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
     pieces = [("global_step", np.int64(state["global_step"])), ("averaged", np.bool_(state["averaged"]))]
@@ -132,24 +156,17 @@ def save(run_dir, state, part_bytes=15e6):
         parts[-1][name] = value
         size += cost
     old = glob.glob(os.path.join(glob.escape(folder), "*-of-*.npz"))
-    written = [os.path.join(folder, f"{state['global_step']}-{i + 1}-of-{len(parts)}.npz") for i in range(len(parts))]
+    written = [
+        os.path.join(folder, f"{state['global_step']}-{i + 1}-of-{len(parts)}.npz") for i in range(len(parts))
+    ]
     for path, part in zip(written, parts):
-        utils.save_npz(path, part)
+        save_npz(path, part)
     for path in set(old) - set(written):
         os.remove(path)
     save_weights(run_dir, state)
 
 
 def save_weights(run_dir, state, dtype=np.float32):
-    """Writes `weights.npz`, the moving average where it is the result, as `load_run` reads it."""
+    """Writes the result of a state, the weights or their average, to `weights.npz` for `load_run`."""
     arrays = {k: v.astype(dtype) for k, v in state["ema" if state["averaged"] else "weights"].items()}
-    utils.save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})
-
-
-def write_args(run_dir, args):
-    """Makes the run directory, and its `args.json` of every flag."""
-    os.makedirs(run_dir, exist_ok=True)
-    with utils.atomic_write(os.path.join(run_dir, "args.json")) as path:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(vars(args), file, indent=2, sort_keys=True, default=str)
-            file.write("\n")
+    save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})

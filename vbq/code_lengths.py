@@ -1,0 +1,174 @@
+"""Code lengths from the latents of validation images: the paper's two passes, and refinement.
+
+The first pass chooses a code point for every latent as if a point of n bits cost n bits, and counts how often
+each n is chosen. The second pass chooses with n plus the code length of n, and counts how often each code
+point is chosen. Further passes, which the paper does not have, choose by the code points' own lengths, refit
+these, and move every point to the mean of the latents that chose it: an entropy-constrained quantizer (Chou,
+Lookabaugh, Gray, 1989) in one dimension.
+
+Axis letters: B latent positions, C channels, N max bits, K code points, L lambdas.
+"""
+
+import numpy as np
+
+from vbq.code_points import code_point_bits, distortion_weight, look_up, max_bits_of
+from vbq.search import SearchTrees, descend
+from vbq.threads import parallel
+
+BLOCK_LATENTS = 1 << 15  # handled at a time by a thread: their arrays fit into the processor's cache
+# Refined counts are kept 64 times as large as they are, so that the 1 that smoothing adds weighs 1/64. Unseen
+# images need fewer bits with it: the counts are of 65,000 latents, most code points of a channel are never
+# chosen, and their 1s add up.
+REPEATS = 64
+LEAST_GAIN = 1e-4  # refinement ends where no channel's objective falls by this share
+
+
+def lengths_of_counts(counts):
+    """-log2 of the add-one smoothed frequencies along the last axis, in bits: float32, shape of counts."""
+    counts = np.asarray(counts, np.float64) + 1
+    return -np.log2(counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def lengths_of_bit_lengths(counts):
+    """n plus the code length of n, in bits, from counts [..., N+1] of the bit lengths n: float32 [...,
+    N+1].
+    """
+    return np.arange(counts.shape[-1], dtype=np.float32) + lengths_of_counts(counts)
+
+
+def fit_counts(code_points, mean, std, lambs, passes):
+    """Measures the counts at every lambda.
+
+    Args:
+      code_points: float32 [C, K] ascending, K = 2^(N+1) - 1.
+      mean, std: float32 [B, C], the validation latents' posterior.
+      lambs: float64 [L], positive.
+      passes: int, at least 2.
+
+    Returns:
+      bit_length_counts: int64 [L, C, N+1], how often the first pass chose each bit length.
+      index_counts: int64 [L, C, K], how often the last pass chose each code point; `REPEATS` times that if
+        passes > 2.
+      shifts: float16 [L, C, K], how far refinement moved each code point; None if passes is 2.
+    """
+    channels = len(code_points)
+    together = max(1, BLOCK_LATENTS // len(mean))
+    blocks = [slice(c, c + together) for c in range(0, channels, together)]
+
+    def fit(c):
+        return _fit_channels(code_points[c], mean[:, c].T, std[:, c].T, lambs, passes)
+
+    tables = parallel(fit, blocks, desc="code lengths")
+    bit_length_counts, index_counts, shifts = (np.concatenate(x, axis=1) for x in zip(*tables))
+    return bit_length_counts, index_counts, shifts if passes > 2 else None
+
+
+def _fit_channels(code_points, mean, std, lambs, passes):
+    """Does what `fit_counts` does for some channels: mean and std are [C, B]. With two passes the shifts are
+    [L, C, 0].
+    """
+    channels, points = code_points.shape
+    max_bits = max_bits_of(points)
+    depth = code_point_bits(max_bits)
+    order = np.argsort(mean, axis=1)  # neighbours then read the same entries of tables, which is faster
+    mean, std = np.take_along_axis(mean, order, axis=1), np.take_along_axis(std, order, axis=1)
+    blocks = [slice(b, b + BLOCK_LATENTS) for b in range(0, mean.shape[1], BLOCK_LATENTS)]
+    latents = [(mean[:, b], distortion_weight(std[:, b])) for b in blocks]
+    own_bits = np.tile(np.arange(max_bits + 1, dtype=np.float32), (channels, 1))
+
+    bit_length_counts = np.zeros((len(lambs), channels, max_bits + 1), np.int64)
+    index_counts = np.zeros((len(lambs), channels, points), np.int64)
+    shifts = np.zeros((len(lambs), channels, points if passes > 2 else 0), np.float16)
+    for l, lamb in enumerate(lambs):
+        chosen = _choose(latents, code_points, code_points, own_bits[:, depth], lamb)
+        bit_length_counts[l] = sum(histogram(depth[block], max_bits + 1) for block in chosen)
+        lengths = lengths_of_bit_lengths(bit_length_counts[l])[:, depth]
+        chosen = _choose(latents, code_points, code_points, lengths, lamb)
+        if passes == 2:
+            index_counts[l] = sum(histogram(block, points) for block in chosen)
+        else:
+            index_counts[l], shifts[l] = _refine(code_points, latents, chosen, lamb, passes - 2)
+    return bit_length_counts, index_counts, shifts
+
+
+def _choose(latents, order, points, lengths, lamb):
+    """The cheapest code points of latents in blocks: a list of int32 [C, B], see `SearchTrees.build`."""
+    trees = SearchTrees.build(order, points, lengths)
+    return [descend(trees, mean, weight, lamb) for mean, weight in latents]
+
+
+def histogram(values, size, weights=None):
+    """Counts [C, size] of non-negative integers [C, B] < size, weighted by [C, B] if weights are given."""
+    weights = [None] * len(values) if weights is None else weights
+    return np.stack([np.bincount(row, weight, size) for row, weight in zip(values, weights)])
+
+
+def _refine(code_points, latents, chosen, lamb, passes):
+    """Refits lengths and code points to what was chosen, and chooses again, until the objective stops
+    falling.
+
+    The objective is distortion + lamb * bits over a channel's validation latents. Every channel keeps its
+    best pass.
+
+    Args:
+      code_points: float32 [C, K].
+      latents: list of blocks: means and weights 1 / (2 std^2), float32 [C, B].
+      chosen: list of int32 [C, B], the indices that the second pass chose, by blocks.
+      lamb: float.
+      passes: int, the largest number of further passes.
+
+    Returns:
+      counts: int64 [C, K], `REPEATS` times as large as they are.
+      shifts: float16 [C, K].
+    """
+    depth = code_point_bits(max_bits_of(code_points.shape[1]))
+    best = None
+    for remaining in range(passes, -1, -1):
+        counts, shifts = _refit(code_points, latents, chosen)
+        points, lengths = code_points + shifts, lengths_of_counts(counts)
+        objective = _objective(latents, chosen, points, lamb * lengths, counts)
+        if best is None:
+            best = objective, counts, shifts
+        else:
+            better, enough = objective < best[0], objective < best[0] * (1 - LEAST_GAIN)
+            best = tuple(
+                np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+                for new, old in zip((objective, counts, shifts), best)
+            )
+            if not enough.any():
+                break
+        if remaining:
+            used = histogram(np.tile(depth, (len(counts), 1)), depth.max() + 1, counts)[:, depth] > 0
+            # A bit length that a channel no longer uses stays unused, as if its points had infinite length.
+            chosen = _choose(latents, code_points, points, np.where(used, lengths, np.float32(np.inf)), lamb)
+    return best[1:]
+
+
+def _objective(latents, chosen, points, penalties, counts):
+    """Distortion + penalties over a channel's latents, float64 [C]; penalties are lamb * bits, float32 [C,
+    K].
+    """
+    objective = np.sum(penalties * counts, axis=1, dtype=np.float64) / REPEATS
+    for (mean, weight), indices in zip(latents, chosen):
+        error = look_up(points, indices.T).T
+        error -= mean
+        np.square(error, out=error)
+        error *= weight
+        objective += np.sum(error, axis=1, dtype=np.float64)
+    return objective
+
+
+def _refit(code_points, latents, chosen):
+    """Counts of what was chosen, times `REPEATS`, and the shifts from each code point to the weighted mean of
+    its latents.
+    """
+    points = code_points.shape[1]
+    counts, weights, sums = 0, 0, 0
+    for (mean, weight), indices in zip(latents, chosen):
+        counts += histogram(indices, points)
+        weights += histogram(indices, points, weight)
+        sums += histogram(indices, points, weight * mean)
+    with np.errstate(over="ignore"):
+        means = np.divide(sums, weights, out=code_points.astype(np.float64), where=weights > 0)
+        shifts = (means - code_points).astype(np.float16)
+    return counts * REPEATS, np.where(np.isfinite(shifts), shifts, np.float16(0))

@@ -1,0 +1,53 @@
+"""Logarithms and powers of two by integer arithmetic, so that encoder and decoder agree to the last bit on
+every machine.
+"""
+
+import numpy as np
+
+UNIT = 256  # code lengths are integers, in 1/256 bits
+WEIGHT_BITS = 27  # the largest weight that `fixed_powers` returns is 2^27
+
+_FRACTIONS = np.round(2.0 ** (WEIGHT_BITS - np.arange(UNIT) / UNIT)).astype(
+    np.int32
+)  # 2^27 .. 2^26; a test pins them
+
+
+def fixed_log2(x):
+    """Computes floor(256 log2 x), at most 1 too small.
+
+    Args:
+      x: int64, 0 < x < 2^53.
+
+    Returns:
+      int64, shape of x.
+    """
+    mantissa, exponent = np.frexp(np.asarray(x, np.float64))  # exact
+    mantissa = (mantissa * 2.0**32).astype(np.uint64)
+    result = np.asarray(exponent, np.int64) - 1
+    for _ in range(
+        UNIT.bit_length() - 1
+    ):  # squaring doubles the logarithm, whose next binary digit then shows
+        mantissa = mantissa * mantissa >> np.uint64(31)
+        digit = mantissa >> np.uint64(32)
+        mantissa >>= digit
+        result = 2 * result + digit.astype(np.int64)
+    return result
+
+
+def fixed_lengths(counts):
+    """Code lengths from add-one smoothed counts [C, K]: int32 [C, K], in 1/256 bits."""
+    counts = np.asarray(counts, np.int64) + 1
+    return (fixed_log2(counts.sum(axis=1, keepdims=True)) - fixed_log2(counts)).astype(np.int32)
+
+
+def fixed_powers(lengths, shift):
+    """2^(27 - length - shift), rounded towards zero.
+
+    Args:
+      lengths: int32, at least 0, in 1/256 bits.
+      shift: int, at least 0, whole bits.
+
+    Returns:
+      int32, shape of lengths.
+    """
+    return _FRACTIONS[lengths % UNIT] >> np.minimum(lengths // UNIT + shift, 31)

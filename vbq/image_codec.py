@@ -1,0 +1,238 @@
+"""An image at any lambda: its posterior, its code points, its file, and the picture that they decode to.
+
+Axis letters: H, W pixels, h, w latent positions, C channels.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from vbq import tiling
+from vbq.bitstream import Header, check_pixels, pack, unpack
+from vbq.code_points import LEAST_STD
+from vbq.command import UserError
+from vbq.quantizer import Posterior
+from vbq.rate_search import Point, bracket
+
+BPP_TOLERANCE = 0.005  # of the target
+PSNR_TOLERANCE = 0.01  # dB
+MOST_LAMBDAS = 256  # of a fit: the header has a byte for the number
+
+
+class Codec:
+    """A trained model with a quantizer.
+
+    Attributes:
+      run: runs.Run.
+      quantizer: ChannelwisePriorCDFQuantizer.
+      fingerprint: bytes [8], the start of the fit's identity.
+    """
+
+    def __init__(self, run, quantizer):
+        self.run, self.quantizer = run, quantizer
+        lambs, channels, _ = quantizer.index_counts.shape
+        if channels != run.num_channels or lambs > MOST_LAMBDAS:
+            raise UserError(
+                f"{run.path}: the fit has {channels} channels and {lambs} lambdas, but the model has "
+                f"{run.num_channels} channels, and files know at most {MOST_LAMBDAS} lambdas; "
+                "fit again with post_process.py"
+            )
+        self.fingerprint = bytes.fromhex(quantizer.identity(run.fingerprint))[:8]
+
+    def latent_shape(self, height, width):
+        """Returns (h, w, C) of the latents of an image; a UserError if the image is too large."""
+        height, width = -(-height // self.run.stride), -(-width // self.run.stride)
+        check_pixels(width * self.run.stride, height * self.run.stride)
+        return height, width, self.run.num_channels
+
+    def reconstruct(self, indices, lamb_index, height, width):
+        """Decodes code points.
+
+        Args:
+          indices: int [h, w, C].
+          lamb_index: int, number of the lambda of the fit that they were coded with.
+          height, width: int, pixels.
+
+        Returns:
+          uint8 image [height, width, 3].
+        """
+        dequantize = self.quantizer.codebook(lamb_index).dequantize
+        return tiling.decode(self.run, dequantize, indices, height, width)
+
+    def read(self, data):
+        """Decodes a file up to the code points.
+
+        Args:
+          data: bytes.
+
+        Returns:
+          Header, and int16 indices [h, w, C].
+
+        Raises:
+          UserError: the file is damaged, or was written with another fit.
+        """
+        header, stream = unpack(data)
+        if header.fingerprint != self.fingerprint:
+            raise UserError(
+                f"the file was written with another run or fit (fingerprint {header.fingerprint.hex()}) than "
+                f"that of {self.run.name} (fingerprint {self.fingerprint.hex()})"
+            )
+        lambdas = len(self.quantizer.lambs)
+        if header.lamb_index >= lambdas:
+            raise UserError(f"the file is damaged: it names lambda {header.lamb_index} of a fit of {lambdas}")
+        shape = self.latent_shape(header.height, header.width)
+        try:
+            indices = self.quantizer.coder(header.lamb_index).decode(stream, *shape[:2])
+        except ValueError as error:
+            raise UserError(
+                f"the file is damaged: its stream does not hold {shape[0]} x {shape[1]} latents: {error}"
+            ) from error
+        return header, indices
+
+
+class Compressed(NamedTuple):
+    """A file, and how it came to be."""
+
+    data: bytes
+    header: Header
+    indices: np.ndarray  # int32 [h, w, C]
+    estimated_bits: float  # of the stream, by the code lengths
+
+    @property
+    def bpp(self):
+        """Bits per pixel of the file."""
+        return 8 * len(self.data) / (self.header.width * self.header.height)
+
+
+class Encoder:
+    """An image whose posterior is known, to be compressed at any lambda.
+
+    Attributes:
+      codec: Codec.
+      image: uint8 [H, W, 3].
+      joint_steps: int, number of refinement steps with the decoder in the loop.
+      posterior: Posterior, float32 [h, w, C].
+    """
+
+    def __init__(self, codec, image, joint_steps=0):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+            raise UserError(
+                f"an image should be uint8 [H, W, 3], but this is {image.dtype} {list(image.shape)}"
+            )
+        codec.latent_shape(*image.shape[:2])  # a UserError, if the image is too large
+        self.codec, self.image, self.joint_steps = codec, image, joint_steps
+        self.posterior = Posterior(*tiling.encode(codec.run, image), tiling.likelihood(codec.run, image))
+
+    def quantize(self, lamb, lamb_index, joint_steps=0):
+        """Chooses code points for lamb > 0, with the lengths of a lambda of the fit: int32 [h, w, C]."""
+        return self.codec.quantizer.encode_with(self.posterior, lamb, lamb_index, joint_steps)
+
+    def bits(self, indices, lamb_index):
+        """Estimates the length of the stream, float: the sum of the code lengths."""
+        return float(self.codec.quantizer.codebook(lamb_index).bits(indices).sum(dtype=np.float64))
+
+    def distortion(self, indices, lamb_index):
+        """The distortion term, float: the sum of (z - mean)^2 / (2 std^2), in nats."""
+        error = self.codec.quantizer.codebook(lamb_index).dequantize(indices)
+        error -= self.posterior.mean
+        error /= np.maximum(self.posterior.std, LEAST_STD)
+        return float(np.square(error, out=error).sum(dtype=np.float64)) / 2
+
+    def best_lamb_index(self, lamb):
+        """Finds the lambda of the fit whose lengths suit the image best: with the least distortion + lamb *
+        bits.
+
+        The counts are those of many images. The lengths of a larger lambda suit an image that is smoother
+        than most; those of a smaller lambda suit an image with more texture. The search starts at the nearest
+        lambda and ends where neither neighbour is better.
+
+        Args:
+          lamb: float > 0.
+
+        Returns:
+          int, the number of the lambda; and indices as `quantize` returns them.
+        """
+
+        def with_cost(lamb_index):
+            indices = self.quantize(lamb, lamb_index)
+            cost = self.distortion(indices, lamb_index) + lamb * self.bits(indices, lamb_index)
+            return cost, lamb_index, indices
+
+        start = self.codec.quantizer.nearest_lamb_index(lamb)
+        best = with_cost(start)
+        for step in (1, -1):
+            while 0 <= best[1] + step < len(self.codec.quantizer.lambs):
+                neighbour = with_cost(best[1] + step)
+                if neighbour[0] >= best[0]:
+                    break
+                best = neighbour
+            if best[1] != start:
+                break
+        return best[1:]
+
+    def compress(self, lamb, lamb_index=None, best=False):
+        """Writes the image at one lambda.
+
+        Args:
+          lamb: float > 0.
+          lamb_index: int, the lambda of the fit whose lengths are used; by default the nearest.
+          best: bool, whether to use the one that suits the image best, see `best_lamb_index`.
+
+        Returns:
+          Compressed.
+        """
+        if not 0 < lamb < math.inf:
+            raise UserError(f"lambda should be a number > 0, but is {lamb}")
+        indices = None
+        if best:
+            lamb_index, indices = self.best_lamb_index(lamb)
+        elif lamb_index is None:
+            lamb_index = self.codec.quantizer.nearest_lamb_index(lamb)
+        if indices is None or self.joint_steps:
+            indices = self.quantize(lamb, lamb_index, self.joint_steps)
+        height, width, _ = self.image.shape
+        header = Header(self.codec.fingerprint, width, height, lamb_index, float(lamb))
+        data = pack(header, self.codec.quantizer.coder(lamb_index).encode(indices))
+        return Compressed(data, header, indices, self.bits(indices, lamb_index))
+
+    def psnr(self, compressed):
+        """Returns the PSNR (RGB), in dB, of what a file decodes to; infinite if that equals the image."""
+        x_hat = self.codec.reconstruct(
+            compressed.indices, compressed.header.lamb_index, *self.image.shape[:2]
+        )
+        error = np.subtract(x_hat, self.image, dtype=np.int16)
+        mse = np.square(error, dtype=np.int32).sum(dtype=np.int64) / error.size
+        return -10 * math.log10(mse / 255**2) if mse else math.inf
+
+    def search_bpp(self, target):
+        """Finds the largest file of at most `target` bits per pixel.
+
+        Returns:
+          Compressed; within 1 % of the target, except where files are so short that the next longer one is
+          too long.
+
+        Raises:
+          UserError: the fit's lambdas do not reach the target.
+        """
+        found = self._search(lambda file: file.bpp, target, -BPP_TOLERANCE * target, "bits per pixel")
+        return max((point for point in found if point.value <= target), key=lambda point: point.value).result
+
+    def search_psnr(self, target):
+        """Finds the smallest file whose PSNR (RGB) is at least `target` dB, and usually at most 0.01 dB more.
+
+        Returns:
+          Compressed.
+
+        Raises:
+          UserError: the fit's lambdas do not reach the target.
+        """
+        found = self._search(self.psnr, target, PSNR_TOLERANCE, "dB")
+        return min((point for point in found if point.value >= target), key=lambda point: point.value).result
+
+    def _search(self, measure, target, tolerance, unit):
+        def at(lamb, lamb_index):
+            compressed = self.compress(lamb, lamb_index, best=lamb_index is None)
+            return Point(measure(compressed), lamb, compressed.header.lamb_index, compressed)
+
+        return bracket(at, self.codec.quantizer.lambs, target, tolerance, unit)

@@ -1,0 +1,74 @@
+"""What the evaluation, the plots and the saved fits ask of a quantizer."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vbq.fits import SavedFit
+
+
+class Posterior(NamedTuple):
+    """The latents of an image."""
+
+    mean: np.ndarray  # float32 [h, w, C]
+    std: np.ndarray  # float32 [h, w, C], standard deviation
+    likelihood: Any = None  # only needed for joint steps, see `tiling.likelihood`
+
+
+class Quantizer(SavedFit):
+    """What the evaluation, the plots and the saved fits ask of a quantizer.
+
+    Attributes:
+      label: str, its name in tables and plots.
+      settings: array [S] of what can be passed as `setting`: the trade-offs, or the numbers of levels.
+      provenance: dict, see `SavedFit`.
+    """
+
+    label = ""
+
+    @classmethod
+    def result_name(cls, options, joint_steps):
+        """What the name of a result file starts with."""
+        return cls.file_name(options)
+
+    @classmethod
+    def settings_of(cls, options):
+        """The settings that `FitOptions` ask for: a sorted list."""
+        raise NotImplementedError
+
+    @classmethod
+    def fit_to(cls, latents, options):
+        """Fits to `fits.ValidationLatents` with `FitOptions`."""
+        raise NotImplementedError
+
+    def encode(self, posterior, setting, joint_steps=0):
+        """Quantizes latents.
+
+        Args:
+          posterior: Posterior.
+          setting: one of `settings`.
+          joint_steps: int, number of refinement steps with the decoder in the loop, for quantizers that have
+            them.
+
+        Returns:
+          int32 [h, w, C], indices of code points.
+        """
+        raise NotImplementedError
+
+    def decode(self, indices, setting):
+        """The latents, float32 [..., C], of int indices [..., C] that were encoded with a setting."""
+        raise NotImplementedError
+
+    def bits(self, indices, setting):
+        """Bits spent on every latent, [..., C]: the rate that is reported (BPP)."""
+        raise NotImplementedError
+
+    def bit_length_bits(self, indices, setting):
+        """Bits, [..., C], if a code point were sent as its bit length, coded, and as many raw bits
+        (BPPCL).
+        """
+        return self.bits(indices, setting)
+
+    def file_bits(self, indices, setting):
+        """Bits of the file that `codec.py` writes, for indices [h, w, C]; None if there is no file format."""
+        return None
