@@ -13,14 +13,12 @@ import math
 import os
 import sys
 
-from vbq.command import UserError, number, reason, run_main
-from vbq.config import ModelConfig, TrainingConfig
+from vbq.command import Parser, UserError, number, reason, run_main, seed
+from vbq.config import LAYER_LISTS, ModelConfig, TrainingConfig
 from vbq.files import find_images
 from vbq.runs import Run, load_run
 
 __all__ = ["Run", "build_parser", "load_run", "main", "parse_args", "runname"]
-
-LAYER_LISTS = ("num_filters", "filter_dims", "sampling_rates")  # flags with one value a layer
 
 
 def build_parser(add_help=True):
@@ -30,9 +28,9 @@ def build_parser(add_help=True):
       add_help: bool, whether it has --help; a parser that has this one as a parent brings its own.
 
     Returns:
-      argparse.ArgumentParser.
+      vbq.command.Parser.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.partition("\n")[0],
         add_help=add_help,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -49,7 +47,7 @@ def _add_original_flags(add):
     seconds = number(float, at_least=0)
     add("--verbose", "-V", action="store_true", help="log step, loss, psnr and steps/s")
     add("--checkpoint_dir", default="checkpoints", help="directory of the run's directory")
-    add("--seed", type=number(int, at_least=0), default=0)
+    add("--seed", type=seed, default=0)
     add(
         "--num_filters",
         type=count,
@@ -127,6 +125,11 @@ def _add_our_flags(add):
         default=1.0,
         help="scale photographs down to as little as this",
     )
+    add(
+        "--init_run",
+        metavar="NAME",
+        help="a new run starts from the weights of this run in --checkpoint_dir, with the same layers",
+    )
     add("--mixed_precision", action="store_true", help="convolutions in bfloat16")
     add(
         "--strategy",
@@ -149,7 +152,6 @@ def parse_args(argv=None):
       SystemExit: with status 2 and one line on stderr, if the flags are wrong; with status 0 after --help.
     """
     parser = build_parser()
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     args = parser.parse_args(argv)
     lengths = [len(getattr(args, name)) for name in LAYER_LISTS]
     if len(set(lengths)) > 1:
@@ -197,12 +199,15 @@ def main(argv=None):
     from vbq.training import train
 
     tf.keras.utils.set_random_seed(args.seed)
-    flags = vars(args)
+    flags, defaults = vars(args), vars(build_parser().parse_args([]))
     run_dir = os.path.join(args.checkpoint_dir, runname(args))
     try:
-        train(run_dir, ModelConfig.of(flags), TrainingConfig.of(flags), flags)
+        train(run_dir, ModelConfig.of(flags), TrainingConfig.of(flags), flags, defaults)
+    except BrokenPipeError:  # nobody reads stdout any more, which `run_main` handles
+        raise
     except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {reason(error)}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"training in {run_dir} failed: {where}{reason(error)}") from error
     return 0
 
 

@@ -5,66 +5,66 @@ compressed. Their evaluation, and `post_process.py`, report the ideal length of 
 the file. It needs a fit that `post_process.py` left in the run's directory: its code points, counts and
 contexts give the coder its tables. `vbq/bitstream.py` has the format.
 
-The way of a latent: `Encoder` (`vbq/image_codec.py`) gets the posterior (`vbq/tiling.py`),
-`ChannelwisePriorCDFQuantizer.encode_with` chooses its code point (`vbq/codebook.py`, `vbq/search.py`), a
-coder writes it (`vbq/bitstream.py`).
+The way of a latent: `Encoder` (`vbq/image_codec.py`) gets its posterior (`vbq/tiling.py`), the `Codebook` of
+a lambda chooses its code point (`vbq/codebook.py`, `vbq/search.py`), and a coder writes it
+(`vbq/bitstream.py`).
 
 Axis letters: H, W pixels, h, w latent positions, C channels.
 """
 
-import argparse
 import contextlib
 import json
 import math
 import os
 import sys
 
-from PIL import Image
-
 from quantizers import ChannelwisePriorCDFQuantizer
 from vbq.bitstream import VERSION, unpack
-from vbq.command import UserError, note, number, run_main
-from vbq.files import atomic_write
+from vbq.command import Parser, UserError, note, number, run_main
+from vbq.files import atomic_write, check_output
 from vbq.fits import FitStore
 from vbq.image_codec import Codec, Encoder
-from vbq.images import read_image
+from vbq.image_output import check_picture_output, write_image
+from vbq.images import read_image_with_notes
 from vbq.runs import load_run
 
 DEFAULT_LAMB = 1.0
 
 
 def codec_of(run, data=None):
-    """Returns a codec with a fit from a run's directory. Fits that are damaged or of other weights are passed
-    over.
+    """Returns a codec with a fit from a run's directory. Skips fits that are damaged or of other weights.
 
     Args:
       run: runs.Run.
-      data: bytes of a file, to get the codec that wrote it. Without it, the preferred fit is taken: one with
-        contexts, of the most passes, with the most bits, in this order.
+      data: bytes of a .vbq file, to get the codec that wrote it; or None, to get the preferred fit. Fits with
+        contexts are preferred, then those of the most passes, then those with the most bits.
 
     Returns:
       Codec.
 
     Raises:
-      UserError: no fit can be used, or none wrote this file, or the file is damaged.
+      UserError: no fit can be used, no fit wrote this file, or the file is damaged.
     """
     fingerprint = unpack(data)[0].fingerprint.hex() if data else ""
-    skipped, others = [], []
+    reasons = []
     for fit, reason in FitStore(run.path, run.fingerprint).usable(ChannelwisePriorCDFQuantizer):
-        if not fit:
-            skipped.append(reason)
-        elif fit.quantizer.identity(run.fingerprint).startswith(fingerprint):
-            return Codec(run, fit.quantizer)
-        else:
-            others.append(f"{fit.name}.npz is not the fit that wrote it")
+        if fit and not fit.quantizer.identity(run.fingerprint).startswith(fingerprint):
+            reason = f"{fit.name}.npz is not the fit that wrote it"
+        elif fit:
+            try:
+                return Codec(run, fit.quantizer)
+            except UserError as error:
+                reason = f"{fit.name}.npz: {error}"
+        reasons.append(reason)
+    found = "; ".join(reasons)
     if data:
         raise UserError(
             f"the file was written with another run or fit (fingerprint {fingerprint}) than {run.name} has: "
-            + ("; ".join(others + skipped) or "it has none")
+            + (found or "it has none")
         )
     raise UserError(
-        f"{run.path}: no fit to compress with, make one with post_process.py: "
-        + ("; ".join(skipped) or "there is no ChannelwisePriorCDFQuantizer-*.npz")
+        f"{run.path}: no fit to compress with; make one with post_process.py: "
+        + (found or "there is no ChannelwisePriorCDFQuantizer-*.npz")
     )
 
 
@@ -78,11 +78,12 @@ def compress(image, run, lamb=DEFAULT_LAMB, joint_steps=0):
       joint_steps: int, number of refinement steps with the decoder in the loop.
 
     Returns:
-      bytes of a file. `Encoder(codec_of(run), image).compress(lamb)` tells more: the estimated bits, the code
-      points.
+      bytes of a file. `Encoder(codec_of(run), image, joint_steps).compress(lamb)` also gives the estimated
+      bits and the code points.
 
     Raises:
-      UserError: the run has no fit, or the image is none or too large.
+      UserError: the run has no fit, the array is not an image, the image is too large, or lamb is not a
+        positive finite number.
     """
     return Encoder(codec_of(run), image, joint_steps).compress(lamb).data
 
@@ -98,7 +99,7 @@ def decompress(data, run):
       uint8 image [H, W, 3].
 
     Raises:
-      UserError: the file is damaged, or of another run or fit.
+      UserError: the file is damaged, or was written with another run or fit.
     """
     codec = codec_of(run, data)
     header, indices = codec.read(data)
@@ -109,7 +110,11 @@ def decompress(data, run):
 
 
 def read_file(path):
-    """Reads a file to its end; a UserError if that fails."""
+    """Returns the bytes of a file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -127,7 +132,7 @@ def naming(path):
 
 
 def describe(path, data):
-    """Returns what a file says of itself, a dict."""
+    """Returns the size of a file and the fields of its header, a dict."""
     header, _ = unpack(data)
     return {
         "file": path,
@@ -143,12 +148,11 @@ def describe(path, data):
 
 
 def compress_file(args):
-    """Runs the command of this name, as those below; returns what it has to tell, a dict."""
-    image = read_image(args.image)
-    if not args.image.endswith(".npy"):
-        with Image.open(args.image) as file:
-            if file.has_transparency_data:
-                note(f"note: {args.image} has transparency; it is laid on white")
+    """Runs the command `compress`; returns its result, a dict."""
+    check_output(args.output, inputs=[args.image], endings=(".vbq",))
+    image, notes = read_image_with_notes(args.image)
+    for text in notes:
+        note(f"note: {args.image}: {text}")
     codec = codec_of(load_run(args.checkpoint_dir, args.runname))
     with naming(args.image):
         encoder = Encoder(codec, image, args.joint_steps)
@@ -158,6 +162,9 @@ def compress_file(args):
             compressed = encoder.search_psnr(args.psnr)
         else:
             compressed = encoder.compress(args.lamb, best=args.best_table)
+    if compressed.is_end:
+        end = "largest" if args.bpp else "smallest"
+        note(f"note: {args.image}: the {end} file that this model makes of it already meets the target")
     psnr = encoder.psnr(compressed)
     with atomic_write(args.output) as path, open(path, "wb") as file:
         file.write(compressed.data)
@@ -169,30 +176,30 @@ def compress_file(args):
 
 
 def decompress_file(args):
+    """Runs the command `decompress`; returns its result, a dict."""
     data = read_file(args.input)
     with naming(args.input):
-        unpack(data)  # a damaged file need not wait for TensorFlow
+        header, _ = unpack(data)  # before TensorFlow is imported, so that a damaged file fails at once
+    check_picture_output(args.output, [args.input], header.width, header.height)
     run = load_run(args.checkpoint_dir, args.runname)
     with naming(args.input):
         codec = codec_of(run, data)
         header, indices = codec.read(data)
     image = codec.reconstruct(indices, header.lamb_index, header.height, header.width)
-    with atomic_write(args.output) as path:
-        try:
-            Image.fromarray(image).save(path)
-        except ValueError as error:
-            raise UserError(f"{args.output}: not the name of an image file: {error}") from error
+    for text in write_image(args.output, image):
+        note(f"note: {args.output}: {text}")
     return {"file": args.output, "width": header.width, "height": header.height}
 
 
 def info_file(args):
+    """Runs the command `info`; returns its result, a dict."""
     data = read_file(args.input)
     with naming(args.input):
         return describe(args.input, data)
 
 
 def tell(result):
-    """Returns one line of text for people."""
+    """Returns a result as one line of text."""
     formats = {
         "bytes": "{} bytes",
         "bpp": "{:.4f} bpp",
@@ -213,7 +220,7 @@ def tell(result):
 
 def parse_args(argv=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function, text, *names):
@@ -229,7 +236,7 @@ def parse_args(argv=None):
         for name in names:
             sub.add_argument(name, help=helps[name])
         sub.add_argument(
-            "--json", action="store_true", help="tell the result as JSON; an infinite psnr is null"
+            "--json", action="store_true", help="print the result as JSON; an infinite psnr is null"
         )
         return sub
 
@@ -237,7 +244,7 @@ def parse_args(argv=None):
     sub = command(compress_file, "write an image to a .vbq file", *run, "image", "output")
     add_compress_flags(sub)
     command(decompress_file, "write the image in a .vbq file to an image file", *run, "input", "output")
-    command(info_file, "tell what a .vbq file says of itself", "input")
+    command(info_file, "print the header of a .vbq file", "input")
     return parser.parse_args(argv)
 
 
@@ -252,8 +259,8 @@ def add_compress_flags(parser):
         help="trade-off, nats of distortion that a bit is worth: the larger, the smaller the file "
         "(default: %(default)s)",
     )
-    group.add_argument("--bpp", type=positive, help="the largest file of at most so many bits per pixel")
-    group.add_argument("--psnr", type=positive, help="the smallest file of at least so many dB (RGB)")
+    group.add_argument("--bpp", type=positive, help="the largest file of at most this many bits per pixel")
+    group.add_argument("--psnr", type=positive, help="the smallest file of at least this PSNR in dB (RGB)")
     parser.add_argument(
         "--best_table",
         action="store_true",
@@ -265,17 +272,16 @@ def add_compress_flags(parser):
         type=number(int, at_least=0),
         default=0,
         metavar="K",
-        help="refine the quantized latents in K steps with the decoder in the loop: a better picture at the same "
-        "size, but slower (at the same lamb the file is somewhat larger; default: %(default)s)",
+        help="refine the quantized latents in K steps with the decoder in the loop: a better picture at "
+        "the same size, but slower (at the same lamb the file is somewhat larger; default: %(default)s)",
     )
 
 
 def main(argv=None):
     """Runs a command; returns the exit status."""
     args = parse_args(argv)
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "3"
-    )  # no lines about missing GPUs; TensorFlow reads it when imported
+    # Hides TensorFlow's lines about missing GPUs. TensorFlow reads it when it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     result = args.function(args)
     print(json.dumps(result) if args.json else tell(result))
     return 0

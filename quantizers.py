@@ -16,8 +16,8 @@ import re
 
 import numpy as np
 
-from vbq import code_lengths, joint
-from vbq.bitstream import OVERHEAD, ContextCoder, TableCoder
+from vbq import code_lengths
+from vbq.bitstream import MOST_TOTAL, OVERHEAD, ContextCoder, TableCoder
 from vbq.code_points import code_point_bits, look_up, max_bits_of
 from vbq.codebook import Codebook
 from vbq.context_fit import fit_contexts
@@ -41,18 +41,15 @@ __all__ = [
     "UniformQuantizer",
 ]
 
-MOST_COUNT = 2**40
-
 
 # The quantizer of the paper.
 
 
 class ChannelwisePriorCDFQuantizer(Quantizer):
-    """Code points at the prior's quantiles; code lengths from counts of validation latents, at several
-    lambdas.
-    """
+    """Code points at the prior's quantiles, and code lengths from counts of validation latents, by lambda."""
 
     label = "VBQ"
+    writes_files = True
     compressed_file = True
 
     def __init__(
@@ -96,8 +93,10 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         if [x.shape for x in tables] != expected:
             raise ValueError(f"tables have shapes {[x.shape for x in tables]} instead of {expected}")
         counts = self.index_counts
-        if not np.issubdtype(counts.dtype, np.integer) or not 0 <= counts.min() <= counts.max() < MOST_COUNT:
-            raise ValueError("counts are not integers from 0 to 2^40")
+        if not np.issubdtype(counts.dtype, np.integer) or not 0 <= counts.min() <= counts.max() <= MOST_TOTAL:
+            raise ValueError(f"counts are not integers from 0 to {MOST_TOTAL}")
+        if counts.sum(axis=-1, dtype=np.int64).max() + points > MOST_TOTAL:
+            raise ValueError(f"the counts of a channel have a sum above {MOST_TOTAL}")
         if contexts is not None and (contexts.order.shape != (len(self.lambs), channels) or self.passes == 2):
             raise ValueError(
                 f"contexts {contexts.order.shape} do not belong to {self.passes} passes or to these tables"
@@ -115,7 +114,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
           code_points: float [C, K] ascending, see the class.
           mean, std: float32 [..., C], the posterior; [N, h, w, C] for contexts.
           lambs: sequence of L positive floats.
-          passes: int, at least 2: the paper's two, and as many that refine lengths and code points.
+          passes: int, at least 2. The passes after the paper's two refine code lengths and code points.
           provenance: dict, see `Quantizer`.
           contexts: bool, whether to fit contexts; only with more than two passes.
 
@@ -128,8 +127,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         result = cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts, provenance)
         if not contexts:
             return result
-        codebooks = _Lazily(result.codebook)
-        found = fit_contexts(codebooks, index_counts, lambs, mean, std)
+        found = fit_contexts(result.codebook, index_counts, lambs, mean, std)
         return cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts, provenance, found)
 
     @classmethod
@@ -143,7 +141,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
 
     @staticmethod
     def rank(name):
-        """How much a file's name is preferred when an image is compressed: a tuple; None for other files."""
+        """Sort key of a file's name, a tuple: the largest is preferred to compress. None for other files."""
         match = re.fullmatch(
             r"ChannelwisePriorCDFQuantizer-max_bits=(\d+)(?:-passes=(\d+))?(-contexts)?(-fit=[0-9a-f]+)?",
             name,
@@ -178,7 +176,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         asked = dataclasses.asdict(options)
         return _other_values(found, asked) + _missing("lambs", self.lambs, options.lambs)
 
-    # What belongs to a lambda of the fit, by its number.
+    # Lengths, codebooks and coders by the number of a lambda of the fit.
 
     def nearest_lamb_index(self, lamb):
         """Number of the lambda of the fit that is nearest to lamb, as a ratio.
@@ -191,11 +189,11 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         return int(np.argmin(np.abs(np.log(self.lambs) - np.log(lamb))))
 
     def bit_length_lengths(self, lamb_index):
-        """n plus the code length of n, in bits, of every bit length n: float32 [C, N+1]."""
+        """For every bit length n, n plus the code length of n, in bits: float32 [C, N+1]."""
         return code_lengths.lengths_of_bit_lengths(self.bit_length_counts[lamb_index])
 
     def _codebook(self, lamb_index):
-        """The `codebook.Codebook` of a lambda; `codebook` keeps the latest."""
+        """The `codebook.Codebook` of a lambda. `codebook` is this method with a cache."""
         counts, order = self.index_counts[lamb_index], self.code_points
         points = order if self.shifts is None else order + self.shifts[lamb_index]
         lengths = code_lengths.lengths_of_counts(counts)
@@ -204,9 +202,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         return Codebook(points, SearchTrees.build(order, points, by_bits), lengths, contexts)
 
     def _coder(self, lamb_index):
-        """The range coder of a lambda, a `bitstream.TableCoder` or `ContextCoder`; `coder` keeps the
-        latest.
-        """
+        """The `bitstream.TableCoder` or `ContextCoder` of a lambda. `coder` is this method with a cache."""
         if self.contexts is None:
             return TableCoder(self.index_counts[lamb_index])
         return ContextCoder(self.codebook(lamb_index).contexts)
@@ -214,15 +210,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
     # The protocol: a setting is any lambda. The lengths are those of the nearest lambda of the fit.
 
     def encode(self, posterior, setting, joint_steps=0):
-        return self.encode_with(posterior, setting, self.nearest_lamb_index(setting), joint_steps)
-
-    def encode_with(self, posterior, lamb, lamb_index, joint_steps=0):
-        """Does what `encode` does at lamb, with the lengths of the lambda whose number is given."""
-        codebook = self.codebook(lamb_index)
-        indices = codebook.choose(posterior.mean, posterior.std, lamb)
-        if not joint_steps:
-            return indices
-        return joint.refine(codebook, indices, *posterior[:2], lamb, posterior.likelihood, joint_steps)
+        return self.codebook(self.nearest_lamb_index(setting)).quantize(posterior, setting, joint_steps)
 
     def decode(self, indices, setting):
         return self.codebook(self.nearest_lamb_index(setting)).dequantize(indices)
@@ -256,14 +244,14 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
 
     @classmethod
     def from_arrays(cls, arrays):
-        del arrays["max_bits"]  # the number of code points tells it
+        del arrays["max_bits"]  # follows from the number of code points
         names = "code_points", "lambs", "bit_length_counts", "index_counts", "passes"
         contexts = [arrays.pop(f"contexts_{name}") for name in Contexts.NAMES if f"contexts_{name}" in arrays]
         tables = [arrays.pop(name) for name in names]
         return cls(*tables, arrays.pop("shifts", None), arrays, Contexts(*contexts) if contexts else None)
 
     def _digest(self, model_fingerprint):
-        """The first 8 bytes are the fingerprint in .vbq files: what this computes must never change."""
+        """Its first 8 bytes are the fingerprint in .vbq files, so this computation must never change."""
         digest = hashlib.sha256(f"{model_fingerprint} {self.index_counts.shape}".encode())
         digest.update(self.code_points.astype("<f4").tobytes())
         digest.update(b"" if self.shifts is None else self.shifts.astype("<f2").tobytes())
@@ -273,25 +261,15 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         return digest.hexdigest()
 
 
-class _Lazily:
-    """A sequence whose items a function makes when they are asked for."""
-
-    def __init__(self, function):
-        self._function = function
-
-    def __getitem__(self, index):
-        return self._function(index)
-
-
 def _other_values(found, asked):
-    """Names the options whose values differ: a list of str."""
+    """Describes the options whose values differ: a list of str."""
     return [
         f"--{name} ({found[name]} instead of {asked[name]})" for name in found if found[name] != asked[name]
     ]
 
 
 def _missing(name, found, asked):
-    """Names the settings that a fit lacks: a list of str, empty or with one item."""
+    """Describes the settings that a fit lacks: a list of at most one str."""
     missing = sorted(set(asked) - {float(x) for x in found})
     return [f"--{name} (it has no {', '.join(f'{x:g}' for x in missing)})"] if missing else []
 
@@ -300,8 +278,9 @@ def _missing(name, found, asked):
 
 
 class _ScalarQuantizer(Quantizer):
-    """Code points of every channel for several numbers of levels; a latent takes the nearest. A setting is a
-    number of levels.
+    """Code points of every channel for several numbers of levels. A latent takes the nearest.
+
+    A setting is a number of levels.
     """
 
     def __init__(self, code_points, counts, provenance=None):
@@ -309,8 +288,7 @@ class _ScalarQuantizer(Quantizer):
 
         Args:
           code_points: dict from levels to float32 [C, levels], ascending.
-          counts: dict from levels to int [C, levels], how often the validation images' posterior means took
-            each.
+          counts: dict from levels to int [C, levels], how many of the validation latents took each.
           provenance: dict, see `Quantizer`.
 
         Raises:
@@ -328,8 +306,15 @@ class _ScalarQuantizer(Quantizer):
 
     @classmethod
     def fit(cls, mean, levels=DEFAULT_LEVELS, provenance=None):
-        """Fits code points and counts to posterior means float32 [..., C], for each of the numbers of
-        levels.
+        """Fits code points and counts.
+
+        Args:
+          mean: float32 [..., C], the posterior means of the validation latents.
+          levels: sequence of int.
+          provenance: dict, see `Quantizer`.
+
+        Returns:
+          Quantizer of this class.
         """
         mean = mean.reshape(-1, mean.shape[-1])
         blocks = [slice(c, c + 16) for c in range(0, mean.shape[1], 16)]
@@ -413,9 +398,7 @@ class KmeansQuantizer(_ScalarQuantizer):
 
 
 class UniformQuantizer(_ScalarQuantizer):
-    """Equal bins between a channel's smallest and largest posterior mean; a code point is the centre of its
-    bin.
-    """
+    """Equal bins between a channel's smallest and largest posterior mean; code points are their centres."""
 
     label = "uniform"
 
@@ -425,8 +408,5 @@ class UniformQuantizer(_ScalarQuantizer):
         return {k: low + (high - low) * (np.arange(k) + 0.5) / k for k in levels}
 
 
-QUANTIZERS = (
-    ChannelwisePriorCDFQuantizer,
-    KmeansQuantizer,
-    UniformQuantizer,
-)  # in the order of tables and files
+# In the order of tables and files.
+QUANTIZERS = (ChannelwisePriorCDFQuantizer, KmeansQuantizer, UniformQuantizer)

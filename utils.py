@@ -10,7 +10,8 @@ from PIL import Image
 
 from vbq.command import UserError, progress, run_main
 from vbq.files import atomic_write, find_images, load_npz, save_npz
-from vbq.images import center_crop, read_image, to_uint8
+from vbq.image_output import MOST_SIDE
+from vbq.images import center_crop, check_rgb, read_image, to_uint8
 from vbq.metrics import METRIC_KEYS, MODES, ImageMetrics
 from vbq.threads import parallel
 
@@ -47,15 +48,16 @@ def evaluate_compression_jpg(test_img_file, quality):
       `METRIC_KEYS`.
 
     Raises:
-      UserError: the file is not an image, or a quality is out of range.
+      UserError: the file or the array is not an image, the image is too large for JPEG, a quality is out of
+        range, or no quality is given.
     """
-    qualities = np.atleast_1d(quality)
-    if not (
-        np.issubdtype(qualities.dtype, np.number)
-        and np.all((qualities >= 1) & (qualities <= 100) & (qualities % 1 == 0))
-    ):
-        raise UserError(f"a JPEG quality must be an integer from 1 to 100, not {quality}")
+    qualities = _check_qualities(quality)
     image = test_img_file if isinstance(test_img_file, np.ndarray) else read_image(test_img_file)
+    check_rgb(image)
+    most = MOST_SIDE["JPEG"]
+    if max(image.shape) > most:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise UserError(f"a JPEG file has at most {most} pixels a side, but the image has {size}")
     metrics = ImageMetrics(image)
 
     def measure(q):
@@ -67,3 +69,17 @@ def evaluate_compression_jpg(test_img_file, quality):
 
     records = parallel(measure, qualities)
     return {key: np.array([record[key] for record in records]) for key in ("BPP", *METRIC_KEYS)}
+
+
+def _check_qualities(quality):
+    """One or more JPEG qualities as an array [Q]; raises a UserError if they are anything else."""
+    try:
+        qualities = np.atleast_1d(quality)
+    except ValueError:  # a ragged list
+        qualities = np.array([None])
+    is_real = np.issubdtype(qualities.dtype, np.integer) or np.issubdtype(qualities.dtype, np.floating)
+    if qualities.ndim != 1 or not qualities.size or not is_real:
+        raise UserError(f"a JPEG quality must be an integer from 1 to 100, or a list of them, not {quality}")
+    if not np.all((qualities >= 1) & (qualities <= 100) & (qualities % 1 == 0)):
+        raise UserError(f"a JPEG quality must be an integer from 1 to 100, not {quality}")
+    return qualities

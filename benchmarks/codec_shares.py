@@ -1,11 +1,11 @@
-"""Measures where the time of compressing and decompressing an image goes, and what memory a large one takes.
+"""Measures where the time of compressing and decompressing an image goes, and the memory of a large image.
 
-    python benchmarks/codec_shares.py             shares of 752 x 496 pixels, and 4000 x 3000, in some minutes on two cores
-    python benchmarks/codec_shares.py --quick     all with tiny sizes: tries the benchmark
+    python benchmarks/codec_shares.py            752 x 496 pixels, then 4000 x 3000: some minutes on two cores
+    python benchmarks/codec_shares.py --quick    all with tiny sizes: tries the benchmark
 
-Models and photographs are those of `run.py`, and the shipped model with contexts. Whatever is not the network should take less
-time than it, but for contexts: the exit status is 1 if it does not, or if a result is wrong. Tables are made anew each time, as for
-the first image of a process.
+The models and photographs are those of `run.py`, and the shipped model with contexts. Search trees and coders
+are made anew each time, as for the first image of a process. Without contexts, everything else should take
+less time than the network. The exit status is 1 if it does not, or if a result is wrong.
 """
 
 import argparse
@@ -19,11 +19,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 for folder in (HERE, os.path.join(HERE, os.pardir)):
     sys.path.insert(0, os.path.abspath(folder))
 
-import utils  # pylint: disable=wrong-import-position
-from measure import duration, run_child  # pylint: disable=wrong-import-position
-from run import machine  # pylint: disable=wrong-import-position
+from measure import duration, run_child
+from run import machine
 
-LAMB = 1.
+from vbq.command import run_main
+
+LAMB = 1.0
 LARGE_IMAGE = """
 import contextlib, codec
 with contextlib.redirect_stdout(sys.stderr):
@@ -36,88 +37,110 @@ class Clock(dict):
     """Seconds that were spent on named stages."""
 
     def __call__(self, stage, function, *args):
-        """Returns function(*args)."""
+        """Returns function(*args), and adds its time to that of the stage."""
         start = time.perf_counter()
         result = function(*args)
         self[stage] = self.get(stage, 0) + time.perf_counter() - start
         return result
 
 
-def tables(codec, table):
-    """Makes the quantizer's search trees and the coder of a table, as for the first image of a process: the coder."""
-    import tree_search
-    tree_search.trees_of.cache_clear()
-    tree_search.trees_of(codec.quantizer, table)
-    return new_coder(codec, table)
+def tables(quantizer, lamb_index):
+    """Makes the codebook and the coder of a lambda, as for the first image of a process: returns both."""
+    quantizer.codebook.cache_clear()
+    quantizer.coder.cache_clear()
+    return quantizer.codebook(lamb_index), quantizer.coder(lamb_index)
 
 
-def new_coder(codec, table):
-    import bitstream
-    quantizer, counts = codec.quantizer, codec.quantizer.index_counts[table]
-    return bitstream.ContextCoder(quantizer.contexts.at(table, counts)) if quantizer.contexts else bitstream.TableCoder(counts)
-
-
-def compress(codec, image, table):
-    """Compresses an image, as `codec.compress` does: `Clock` and bytes of the file."""
+def compress(codec, image, lamb_index):
+    """Compresses an image as `codec.compress` does: `Clock` and bytes of the file."""
     import numpy as np
-    import bitstream
-    import joint
+
+    from vbq.bitstream import Header, pack
+
     clock = Clock()
     height, width, _ = image.shape
     mean, logvar = clock("network", codec.run.encode, image[None])
-    coder = clock("tables", tables, codec, table)
-    std = clock("quantizing", lambda: np.exp(.5 * logvar[0]))
-    indices = clock("quantizing", joint.choose, codec.quantizer, mean[0], std, LAMB, table)
+    codebook, coder = clock("tables", tables, codec.quantizer, lamb_index)
+    std = clock("quantizing", lambda: np.exp(0.5 * logvar[0]))
+    indices = clock("quantizing", codebook.choose, mean[0], std, LAMB)
     stream = clock("range coder", coder.encode, indices)
-    header = bitstream.Header(codec.fingerprint, width, height, table, LAMB)
-    return clock, clock("header", bitstream.pack, header, stream)
+    header = Header(codec.fingerprint, width, height, lamb_index, LAMB)
+    return clock, clock("header", pack, header, stream)
 
 
 def decompress(codec, data):
-    """Decompresses a file, as `codec.decompress` does: `Clock` and image."""
-    import bitstream
+    """Decompresses a file as `codec.decompress` does: `Clock` and image."""
+    from vbq.bitstream import unpack
+    from vbq.images import to_uint8
+
     clock = Clock()
-    header, stream = clock("header", bitstream.unpack, data)
-    coder = clock("tables", new_coder, codec, header.table)
-    indices = clock("range coder", coder.decode, stream, *codec.latent_shape(header.height, header.width)[:2])
-    z_hat = clock("dequantizing", codec.quantizer.dequantize, indices[None], header.table)
-    x_hat = clock("network", codec.run.decode, z_hat, header.height, header.width)[0]
-    return clock, clock("pixels", utils.to_uint8, x_hat)
+    header, stream = clock("header", unpack, data)
+    codebook, coder = clock("tables", tables, codec.quantizer, header.lamb_index)
+    shape = codec.latent_shape(header.height, header.width)
+    indices = clock("range coder", coder.decode, stream, *shape[:2])
+    z_hat = clock("dequantizing", codebook.dequantize, indices)
+    x_hat = clock("network", codec.run.decode, z_hat[None], header.height, header.width)[0]
+    return clock, clock("pixels", to_uint8, x_hat)
 
 
-def shares(codec, image, rounds):
-    """Measures both ways, and checks them against `codec.py`: lines of text, and whether the network takes the most time."""
-    import numpy as np
-    from codec import Encoder
-    table = codec.quantizer.nearest_table(LAMB)
-    clocks, fine = {"compress": [], "decompress": []}, True
-    for _ in range(rounds + 1):  # the first to warm up
-        clock, data = compress(codec, image, table)
+def shares(codec, image, rounds, check_time=True):
+    """Measures both ways.
+
+    Args:
+      codec: Codec.
+      image: uint8 [H, W, 3].
+      rounds: int; the figures are medians of this many measurements.
+      check_time: bool, whether the network should take more time than everything else, without contexts.
+
+    Returns:
+      List of two lines of text; and bool, whether this is so, and the results are those of `codec.py`.
+    """
+    lamb_index = codec.quantizer.nearest_lamb_index(LAMB)
+    clocks = {"compress": [], "decompress": []}
+    for _ in range(rounds + 1):  # the first one warms up
+        clock, data = compress(codec, image, lamb_index)
         clocks["compress"].append(clock)
         clock, x_hat = decompress(codec, data)
         clocks["decompress"].append(clock)
-    compressed = Encoder(codec, image).compress(LAMB)
-    header, indices = codec.read(data)
-    fine &= compressed.data == data and np.array_equal(indices, compressed.indices) and np.array_equal(
-        x_hat, codec.reconstruct(indices, header.table, header.height, header.width))
-    lines, name = [], f"{codec.run.num_channels}{', contexts' if codec.quantizer.contexts else ''}"
+    fine = same_file(codec, image, data, x_hat)
+    has_contexts = codec.quantizer.contexts is not None
+    name = f"{codec.run.num_channels}{', contexts' if has_contexts else ''}"
+    lines = []
     for way, (_, *rest) in clocks.items():
         times = {stage: statistics.median(clock[stage] for clock in rest) for stage in rest[0]}
         network = times.pop("network")
         others = sum(times.values())
-        fine &= others < network or codec.quantizer.contexts is not None
+        fine &= others < network or has_contexts or not check_time
         parts = ", ".join(f"{stage} {duration(value)}" for stage, value in times.items())
-        lines.append(f"| {name} | {way} | {duration(network)} | {duration(others)} | {others / network:.3f} | {parts} |")
+        cells = name, way, duration(network), duration(others), f"{others / network:.3f}", parts
+        lines.append("| " + " | ".join(cells) + " |")
     return lines, fine
 
 
+def same_file(codec, image, data, x_hat):
+    """Whether a file and what it was decoded to are those of `codec.py`."""
+    import numpy as np
+
+    from codec import Encoder
+
+    compressed = Encoder(codec, image).compress(LAMB)
+    header, indices = codec.read(data)
+    expected = codec.reconstruct(indices, header.lamb_index, header.height, header.width)
+    same_indices = np.array_equal(indices, compressed.indices)
+    return compressed.data == data and same_indices and np.array_equal(x_hat, expected)
+
+
 def large(run, width, height, inputs):
-    """Compresses and decompresses a large image, in processes of their own: a line of text."""
+    """Compresses and decompresses a large image, each in a process of its own: a line of text."""
     from PIL import Image
-    source, file, target = (os.path.join(inputs.folder, f"large{suffix}") for suffix in (".bmp", ".vbq", ".png"))
+
+    source, file, target = (
+        os.path.join(inputs.folder, f"large{suffix}") for suffix in (".bmp", ".vbq", ".png")
+    )
     Image.fromarray(inputs.photograph(99, width, height)).save(source)
+    place = os.path.split(run.path)
     cells = []
-    for command in (["compress", *os.path.split(run.path), source, file], ["decompress", *os.path.split(run.path), file, target]):
+    for command in (["compress", *place, source, file], ["decompress", *place, file, target]):
         start = time.perf_counter()
         peak = run_child(LARGE_IMAGE, *command)["peak"]
         cells.append(f"{duration(time.perf_counter() - start)}, {peak / 1e9:.2f} GB")
@@ -125,38 +148,41 @@ def large(run, width, height, inputs):
 
 
 def main(argv=None):
-    """Prints the tables; returns 1 if a result is wrong or the network does not take the most time, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prints the tables; returns 1 if a result is wrong or something takes longer than it should, else 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--rounds", type=int, default=7, help="the median of so many counts")
+    parser.add_argument("--rounds", type=int, default=7, help="figures are medians of so many measurements")
     parser.add_argument("--kodak", default=os.environ.get("KODAK_DIR", ""), help="folder of the Kodak images")
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from inputs import HEIGHT, ROOT, SHIPPED, WIDTH, Inputs
-    from bls2017_vae import load_run
+    from inputs import CHECKPOINTS, HEIGHT, SHIPPED, WIDTH, Inputs
+
     from codec import codec_of
+    from vbq.runs import load_run
+
     fine = True
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         inputs = Inputs(folder, args.kodak, args.quick)
         kinds = ["small_run"] if args.quick else ["small_run", "large_run"]
         for kind in kinds:
-            inputs.quantizers(kind, inputs.pick(20, 4))  # leaves them in the run's directory
+            inputs.fits(kind, inputs.pick(20, 4))  # saves them in the run's directory
         image = inputs.photograph(0, inputs.pick(WIDTH, 208), inputs.pick(HEIGHT, 176))
         print("\n".join(machine()) + "\n")
-        print(f"{image.shape[1]} x {image.shape[0]} pixels, lambda {LAMB:g}\n\n"
-              "| channels | | network | all else | ratio | of which |\n| - | - | - | - | - | - |")
-        shipped = [] if args.quick else [load_run(os.path.join(ROOT, "checkpoints"), SHIPPED)]
+        print(f"{image.shape[1]} x {image.shape[0]} pixels, lambda {LAMB:g}\n")
+        print("| channels | | network | all else | ratio | parts |\n| - | - | - | - | - | - |")
+        shipped = [] if args.quick else [load_run(CHECKPOINTS, SHIPPED)]
         for run in [inputs.load(kind) for kind in kinds] + shipped:
-            codec = codec_of(run)
-            lines, good = shares(codec, image, args.rounds)
+            lines, good = shares(codec_of(run), image, args.rounds, not args.quick)
             print("\n".join(lines), flush=True)
-            fine &= good or args.quick
-        print("\nthe commands on a large image, time and peak memory\n\n"
-              "| channels | pixels | compress | decompress |\n| - | - | - | - |")
+            fine &= good
+        print("\nthe commands on a large image, time and peak memory\n")
+        print("| channels | pixels | compress | decompress |\n| - | - | - | - |")
         for kind in kinds:
             print(large(inputs.load(kind), *inputs.pick((4000, 3000), (400, 300)), inputs), flush=True)
     return int(not fine)
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

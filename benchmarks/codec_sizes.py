@@ -1,12 +1,14 @@
-"""Compares the files of `codec.py` with Pillow's JPEG and WebP at equal quality, and with itself.
+"""Compares the sizes of `codec.py`'s files with those of Pillow's JPEG and WebP at equal quality.
 
     python benchmarks/codec_sizes.py CHECKPOINT_DIR RUNNAME 'kodak/*.png' --crop 8
 
-For every image and PSNR (RGB) the smallest file of each format that reaches it: of all qualities of JPEG and WebP (all else is
-Pillow's default), and of all lambdas. Prints the mean sizes over the images that all formats bring to that PSNR.
+For every image and PSNR (RGB) it finds the smallest file of each format that reaches that PSNR: among all
+qualities of JPEG and WebP (with Pillow's defaults otherwise), and among all lambdas. It prints the mean sizes
+over those images that reach the PSNR in all formats.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -14,22 +16,29 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, os.pardir))
 
-import numpy as np  # pylint: disable=wrong-import-position
-from PIL import Image, features  # pylint: disable=wrong-import-position
+import numpy as np
+from PIL import Image, features
 
-import utils  # pylint: disable=wrong-import-position
+from vbq.command import UserError, progress, run_main
+from vbq.files import find_images
+from vbq.images import center_crop, read_image
 
 QUALITIES = range(1, 101)
+HEADING = (
+    "| PSNR | images | VBQ, bpp | JPEG, bpp | WebP, bpp | VBQ against JPEG | VBQ against WebP |\n"
+    "| - | - | - | - | - | - | - |"
+)
 
 
 def psnr(image, other):
     """PSNR in dB of images uint8 [H, W, 3]."""
+    error = np.subtract(image, other, dtype=np.int16)
     with np.errstate(divide="ignore"):
-        return -10 * np.log10(np.mean(np.square(np.subtract(image, other, dtype=np.int16), dtype=np.int32)) / 255**2)
+        return -10 * np.log10(np.mean(np.square(error, dtype=np.int32)) / 255**2)
 
 
 def classic(image, format_):
-    """Sizes in bytes and PSNR of a format at all qualities: two arrays."""
+    """Sizes in bytes and PSNR in dB of a format at all qualities: two arrays."""
     sizes, decibels = [], []
     for quality in QUALITIES:
         file = io.BytesIO()
@@ -40,23 +49,42 @@ def classic(image, format_):
 
 
 def compare(image, encoder, targets):
-    """Sizes in bytes at every target, those of formats in columns: float64 [targets, 3], NaN where it is out of reach."""
+    """Finds the sizes in bytes at every target PSNR.
+
+    Returns:
+      float64 [targets, 3], a column for each of VBQ, JPEG and WebP; NaN where the target is out of reach.
+    """
     sizes = np.full((len(targets), 3), np.nan)
     for column, format_ in enumerate(("JPEG", "WEBP"), 1):
         found, decibels = classic(image, format_)
         for row, target in enumerate(targets):
             sizes[row, column] = min(found[decibels >= target], default=np.nan)
     for row, target in enumerate(targets):
-        try:
+        with contextlib.suppress(UserError):  # the target is out of the model's range
             sizes[row, 0] = len(encoder.search_psnr(target).data)
-        except utils.UserError:  # out of the model's range
-            pass
     return sizes
 
 
+def describe(runname, quantizer):
+    """Says what is compared: a line of text."""
+    fit = f"{quantizer.passes} passes{', contexts' if quantizer.contexts else ''}"
+    jpeg, webp = features.version("libjpeg_turbo"), features.version("webp")
+    return f"{runname}, {fit}; Pillow {Image.__version__}, libjpeg-turbo {jpeg}, WebP {webp}"
+
+
+def table_line(target, bpp):
+    """The line of a target PSNR, in Markdown; bpp: float [images, 3]."""
+    bpp = bpp[np.isfinite(bpp).all(axis=1)]
+    mean = bpp.mean(axis=0) if len(bpp) else [np.nan] * 3
+    cells = [f"{x:.3f}" for x in mean] + [f"{100 * (mean[0] / x - 1):+.0f} %" for x in mean[1:]]
+    return f"| {target:g} dB | {len(bpp)} | " + " | ".join(cells) + " |"
+
+
 def main(argv=None):
-    """Prints a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prints a table in Markdown; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint_dir")
     parser.add_argument("runname")
     parser.add_argument("images", help="glob")
@@ -65,25 +93,21 @@ def main(argv=None):
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from codec import Encoder, codec_of, load_run
+
     codec = codec_of(load_run(args.checkpoint_dir, args.runname))
     results, pixels = [], []
-    for path in utils.progress(utils.find_images(args.images), unit="image"):
-        image = utils.read_image(path)
-        image = np.ascontiguousarray(utils.center_crop(image, *(side - 2 * args.crop for side in image.shape[:2])))
+    for path in progress(find_images(args.images), unit="image"):
+        image = read_image(path)
+        sides = (side - 2 * args.crop for side in image.shape[:2])
+        image = np.ascontiguousarray(center_crop(image, *sides))
         results.append(compare(image, Encoder(codec, image), args.psnr))
         pixels.append(image.shape[0] * image.shape[1])
-    bpp = 8 * np.array(results) / np.array(pixels)[:, None, None]
-    fit = f"{codec.quantizer.passes} passes{', contexts' * bool(codec.quantizer.contexts)}"
-    print(f"{args.runname}, {fit}; Pillow {Image.__version__}, libjpeg-turbo "
-          f"{features.version('libjpeg_turbo')}, WebP {features.version('webp')}\n")
-    print("| PSNR | images | VBQ, bpp | JPEG, bpp | WebP, bpp | VBQ against JPEG | VBQ against WebP |\n| - | - | - | - | - | - | - |")
+    bpp = 8 * np.array(results) / np.array(pixels)[:, None, None]  # (images, targets, formats)
+    print(describe(args.runname, codec.quantizer) + "\n\n" + HEADING)
     for target, rows in zip(args.psnr, bpp.swapaxes(0, 1)):
-        rows = rows[np.isfinite(rows).all(axis=1)]
-        mean = rows.mean(axis=0) if len(rows) else [np.nan] * 3
-        cells = [f"{x:.3f}" for x in mean] + [f"{100 * (mean[0] / x - 1):+.0f} %" for x in mean[1:]]
-        print(f"| {target:g} dB | {len(rows)} | " + " | ".join(cells) + " |")
+        print(table_line(target, rows))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

@@ -5,9 +5,12 @@ import os
 import shlex
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import bls2017_vae
+from vbq.checkpoints import latest_state, named_weights
+from vbq.command import run_main
 from vbq.config import ModelConfig
 from vbq.trainer import Trainer
 
@@ -58,15 +61,36 @@ def log_of(run_dir):
         return list(csv.DictReader(file))
 
 
-def interrupt_after(monkeypatch, steps):
-    """Makes training end as Ctrl-C would end it, after so many steps."""
+def end_after(monkeypatch, steps, end):
+    """Makes a training call `end` after so many steps."""
     distribute = Trainer.distribute
 
     def counted(trainer, x):
         nonlocal steps
         if not steps:
-            raise KeyboardInterrupt
+            end()
         steps -= 1
         return distribute(trainer, x)
 
     monkeypatch.setattr(Trainer, "distribute", counted)
+
+
+def interrupt_after(monkeypatch, steps):
+    """Makes a training end as Ctrl-C would end it, after so many steps."""
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    end_after(monkeypatch, steps, interrupt)
+
+
+def train_interrupted(flags, steps):
+    """Trains for so many steps, and ends as after Ctrl-C."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, steps)
+        assert run_main(bls2017_vae.main, flags) == 130
+
+
+def weights_of(flags):
+    """The weights in the latest state of a run."""
+    return named_weights(latest_state(run_dir_of(flags))[2])

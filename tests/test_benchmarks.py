@@ -1,16 +1,20 @@
-"""The benchmark, at sizes that try its rows: they give figures, and the results of the programs are those of plain ones."""
+"""The benchmarks in small sizes: rows give figures, and results equal those of plain implementations."""
+
 import math
 import os
 import sys
 
 import pytest
-
 from conftest import ROOT
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
-import inputs as benchmark_inputs  # pylint: disable=wrong-import-position
-import measure  # pylint: disable=wrong-import-position
-import run  # pylint: disable=wrong-import-position
+import codec_shares
+import codec_sizes
+import inputs as benchmark_inputs
+import measure
+import run
+
+from vbq.images import read_image
 
 run.load_rows()
 
@@ -20,6 +24,7 @@ def inputs(tmp_path_factory):
     return benchmark_inputs.Inputs(str(tmp_path_factory.mktemp("benchmark")), quick=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", measure.ROWS)
 def test_row(name, inputs):
     row = measure.ROWS[name]
@@ -38,7 +43,9 @@ def test_table(capsys):
 
 
 def test_unequal_results_fail(capsys, monkeypatch):
-    wrong = measure.Row("wrong", "", "", (">=", 1), "", lambda inputs: measure.Outcome("1 s", "1 s", 2., False))
+    wrong = measure.Row(
+        "wrong", "", "", (">=", 1), "", lambda inputs: measure.Outcome("1 s", "1 s", 2.0, False)
+    )
     monkeypatch.setitem(measure.ROWS, "wrong", wrong)
     assert run.main(["--quick", "--rows", "wrong"]) == 1
     assert "NOT equal: wrong" in capsys.readouterr().out
@@ -56,11 +63,37 @@ def test_bad_row():
     assert status.value.code == 2
 
 
+@pytest.mark.slow
+def test_shares_of_the_codec(capsys):
+    assert codec_shares.main(["--quick", "--rounds", "1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 |")]
+    assert [line.split()[3] for line in lines[:2]] == ["compress", "decompress"]
+    assert "400 x 300" in lines[2] and lines[2].count(" GB") == 2
+
+
+@pytest.mark.slow
+def test_sizes_of_files(inputs, capsys):
+    from codec import Encoder, codec_of
+
+    inputs.fits("small_run", 4)  # saves them in the run's directory
+    (path,) = inputs.test_images(1)
+    encoder = Encoder(codec_of(inputs.load("small_run")), read_image(path))
+    target = round(encoder.psnr(encoder.compress(1.0)) - 0.1, 3)
+    assert codec_sizes.main([*inputs.small_run(), path, "--psnr", str(target), "90"]) == 0
+    reached, out_of_reach = capsys.readouterr().out.splitlines()[-2:]
+    assert reached.startswith(f"| {target:g} dB | 1 | ") and "nan" not in reached
+    assert out_of_reach.startswith("| 90 dB | 0 | nan")
+
+
 def test_step_flop():
     from rows_training import step_flop
-    # By hand, for one filter: the layers at the image 64 * 243 products each, of which only the analysis' is done twice, not
-    # three times; 5 x 5 layers at 16, 4, 4 (two outputs, or one) and 16 positions; GDN at 64 and 16, in either transform.
-    assert step_flop(1, 1, 32) == 2 * (2 * 64 * 243 + 3 * (64 * 243 + 25 * (16 + 4 * 2 + 4 + 16) + 2 * (64 + 16)))
+
+    # By hand, for one filter. The two layers at the image have 64 * 243 products each; that of the analysis
+    # needs no gradient of its input, so it counts twice, the other three times. The 5 x 5 layers have 16, 4
+    # (two outputs), 4 and 16 positions. GDN has 64 and 16 positions in each transform.
+    assert step_flop(1, 1, 32) == 2 * (
+        2 * 64 * 243 + 3 * (64 * 243 + 25 * (16 + 4 * 2 + 4 + 16) + 2 * (64 + 16))
+    )
 
 
 def test_peak_memory_of_a_child_is_its_own():

@@ -23,6 +23,12 @@ def test_run_names_are_the_originals():
     )
 
 
+def test_flags_of_a_start_are_no_part_of_the_name():
+    plain, init = (bls2017_vae.parse_args(flags) for flags in ([], ["--init_run", "other"]))
+    assert bls2017_vae.runname(plain) == bls2017_vae.runname(init)
+    assert plain.init_run is None and init.init_run == "other"
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -36,6 +42,7 @@ def test_run_names_are_the_originals():
         ("--ema_decay 1", "< 1"),
         ("--min_scale 1.5", "<= 1"),
         ("--seed -1", ">= 0"),
+        ("--seed 5000000000", "<= 4294967295"),
         ("--strategy all", "invalid choice"),
         ("--nonsense", "unrecognized"),
     ],

@@ -25,3 +25,18 @@ def test_lines_do_not_tear_a_progress_bar(capsys):
         logging.warning("left out: a.png")
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     assert "warning: left out: a.png" in [line.strip() for line in lines]
+
+
+class Gone:
+    """A stream whose reader went away."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    flush = isatty = lambda self: False
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_training(monkeypatch):
+    log_to_terminal(True)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    logging.info("step 3")

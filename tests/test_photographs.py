@@ -1,5 +1,8 @@
 """The crops of training."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +118,30 @@ def test_unusable_photographs_are_named_and_left_out(tmp_path, capsys):
     for name in ("empty.png", "text.png", "truncated.png", "small.png", "array.png.npy"):
         assert any(name in line and line.startswith("warning: left out") for line in warnings), name
     assert any("at least 16 x 16 pixels" in line and "80 x 12" in line for line in warnings)
+
+
+def test_scaled_photographs_stay_within_the_budget_with_many_threads(pattern, monkeypatch):
+    """Threads meet where each has scaled a photograph, and none has taken room for it yet."""
+    data = Photographs(pattern, 16, threads=1)
+    one = data.items[0].nbytes
+    data.budget = one  # room for one of half the size, and one of the full size: not for all that follow
+    barrier = threading.Barrier(8)
+    fromarray = Image.fromarray
+
+    def wait(pixels):
+        barrier.wait(timeout=60)
+        return fromarray(pixels)
+
+    monkeypatch.setattr(Image, "fromarray", wait)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda k: data._scaled(k % 2, data.items[k % 2], 9 - k // 4), range(8)))
+    kept = sum(pixels.nbytes for pixels in data.scaled.values())
+    assert len(data.scaled) == 1 and data.budget == one - kept >= 0
+
+
+def test_a_large_array_that_vanishes_is_told(tmp_path):
+    with pytest.raises(UserError, match="no such file: .*a.npy"):
+        photographs.read_photograph(str(tmp_path / "a.npy"))
 
 
 def test_photographs_that_all_vanish_are_an_error(tmp_path, pattern, capsys):

@@ -1,6 +1,7 @@
 """The committed files of reference curves, and the tool that makes them."""
 
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -84,11 +85,72 @@ def test_balle2017_table_is_read_in_any_order(tmp_path, capsys):
 
 
 def test_reference_stats_on_bad_input(tmp_path, china, capsys):
-    assert reference_stats.main(["jpeg", str(tmp_path / "*.png")]) == 1
+    out = ["--out", str(tmp_path / "out.npz")]
+    assert reference_stats.main(["jpeg", str(tmp_path / "*.png"), *out]) == 1
     Image.fromarray(china).save(tmp_path / "small.png")
-    assert reference_stats.main(["jpeg", str(tmp_path / "*.png")]) == 1
+    assert reference_stats.main(["jpeg", str(tmp_path / "*.png"), *out]) == 1
     nothing, small = capsys.readouterr().err.splitlines()
     assert nothing.startswith("error: no image files match") and "752 x 496" in small and "small.png" in small
     with pytest.raises(SystemExit) as usage:
         reference_stats.main([])
     assert usage.value.code == 2
+
+
+def shipped():
+    return [pathlib.Path(path).read_bytes() for path in (JPEG_STATS, BALLE2017_STATS)]
+
+
+def test_figures_of_other_images_do_not_replace_what_ships(tmp_path, capsys, monkeypatch):
+    before = shipped()
+    photograph = Image.fromarray(np.random.default_rng(0).integers(256, size=(512, 768, 3), dtype=np.uint8))
+    for i in range(1, 25):  # names and sizes are Kodak's, the pixels are not
+        photograph.save(tmp_path / f"kodim{i:02d}.png", compress_level=0)
+    (tmp_path / "link.npz").symlink_to(JPEG_STATS)
+    table = tmp_path / "table.csv"
+    keys = ["BPP", *(f"{name} ({mode})" for mode in MODES for name in ("MSE", "PSNR", "MS-SSIM"))]
+    table.write_text(",".join(["image", "setting", *keys]) + "\nkodim01,128," + ",".join(["0.5"] * 10))
+    monkeypatch.chdir(ROOT)
+    for argv in (
+        ["jpeg", str(tmp_path)],
+        ["jpeg", str(tmp_path / "kodim0*.png")],
+        ["jpeg", str(tmp_path), "--out", JPEG_STATS],
+        ["jpeg", str(tmp_path), "--out", str(tmp_path / "link.npz")],
+        ["jpeg", str(tmp_path), "--out", BALLE2017_STATS],
+        ["balle2017", str(table)],
+        ["balle2017", str(table), "--out", JPEG_STATS],
+    ):
+        assert reference_stats.main(argv) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "ships with the program" in error and "--out" in error
+    assert shipped() == before
+
+
+def test_kodak_images_may_replace_what_ships(kodak, tmp_path):
+    paths = reference_stats.find_images(os.path.join(kodak, "*.png"))
+    reference_stats.check_out(JPEG_STATS, "jpeg", lambda: reference_stats.are_kodak(paths), paths)
+    assert not reference_stats.are_kodak(paths[:-1])
+
+
+@pytest.mark.parametrize(
+    "out, expected",
+    [
+        ("kodim01.png", "it is an input"),
+        ("x.png", "should end in .npz"),
+        ("none/x.npz", "there is no folder"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(tmp_path, capsys, out, expected):
+    Image.new("RGB", (768, 512)).save(tmp_path / "kodim01.png")
+    assert reference_stats.main(["jpeg", str(tmp_path / "*.png"), "--out", str(tmp_path / out)]) == 1
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "table", ["", "image,setting\n", "image,setting,BPP\na,8,1\n", "a\0b", '"' * 5, "\xff"]
+)
+def test_strange_tables_are_one_error(tmp_path, capsys, table):
+    (tmp_path / "table.csv").write_bytes(table.encode("latin-1"))
+    argv = ["balle2017", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out.npz")]
+    assert reference_stats.main(argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the table ") and error.count("\n") == 1

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import GOLDEN, GOLDEN_RUN
 from small_runs import TINY
 
@@ -14,6 +15,8 @@ import bls2017_vae
 from vbq import runs
 from vbq.command import UserError
 from vbq.files import load_npz, save_npz
+from vbq.priors import DeepFactorizedPrior
+from vbq.trainer import Trainer
 from vbq.transforms import VAE
 
 CHECKPOINTS = os.path.join(GOLDEN, "checkpoints")
@@ -118,6 +121,44 @@ def test_bad_runs_are_told_in_one_line(tmp_path, golden):
     shutil.copytree(os.path.join(CHECKPOINTS, GOLDEN_RUN), tmp_path / "misfit")
     shutil.copy(tmp_path / "empty" / "args.json", tmp_path / "misfit")
     assert "the weights do not fit the model in args.json" in failure("misfit")
+
+
+def save_as_original(folder, step, **arrays):
+    """Writes a checkpoint as TensorFlow 1.15 does, and the original's `args.json`."""
+    folder.mkdir()
+    flags = {**dataclasses.asdict(TINY), "learned_prior": True, "history": [], "first_step": 0}
+    (folder / "args.json").write_text(json.dumps(flags))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variables = [tf.compat.v1.get_variable(n, initializer=v) for n, v in arrays.items()]
+        session.run([variable.initializer for variable in variables])
+        tf.compat.v1.train.Saver(variables).save(session, str(folder / "model.ckpt"), global_step=step)
+
+
+def test_learned_prior_of_the_original_is_restored_and_trained_on(tmp_path):
+    model = VAE(dataclasses.replace(TINY, learned_prior=True))
+    rng = np.random.default_rng(1)
+    weights = {
+        name: rng.standard_normal(value.shape).astype(np.float32)
+        for name, value in model.named_weights().items()
+    }
+    variables = {name.replace("prior/", "deep_factorized/"): value for name, value in weights.items()}
+    slots = {f"{name}/Adam": np.zeros_like(value) for name, value in variables.items()}
+    save_as_original(tmp_path / "run", 7, **variables, **slots, global_step=np.int64(7))
+    run = runs.load_run(str(tmp_path), "run")
+    assert run.step == 7 and run.config.learned_prior
+    arrays = {name.removeprefix("prior/"): v for name, v in weights.items() if name.startswith("prior/")}
+    z = rng.standard_normal((50, 3))
+    expected = DeepFactorizedPrior.from_arrays(arrays).log_prob(z.T).T
+    np.testing.assert_allclose(run.model.prior.log_prob(z.astype(np.float32)), expected, rtol=1e-4, atol=1e-4)
+    trainer = Trainer(run.config, tf.distribute.get_strategy(), ema_decay=0.5)
+    assert trainer.restore(str(tmp_path / "run")) and int(trainer.step) == 7
+    for part in (trainer.weights, trainer.average):
+        for name, value in weights.items():
+            np.testing.assert_array_equal(part[name], value, err_msg=name)
+    shifted = {**variables, "deep_factorized/matrix_1": np.zeros((3, 2, 3), np.float32)}
+    save_as_original(tmp_path / "other", 7, **shifted)
+    with pytest.raises(UserError, match="prior/matrix_1: expected shape"):
+        runs.load_run(str(tmp_path), "other")
 
 
 def test_run_names_are_no_patterns(tmp_path):

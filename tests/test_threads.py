@@ -1,5 +1,6 @@
 """Work in threads."""
 
+import os
 import threading
 
 import pytest
@@ -36,3 +37,13 @@ def test_the_bar_changes_no_result(threads, capsys):
 
 def test_there_is_a_core():
     assert cores() >= 1
+
+
+def test_cores_are_those_of_the_container(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == 64
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1

@@ -1,65 +1,76 @@
-"""Transforms piece by piece against those of one piece, and the gradient of the likelihood."""
-import os
+"""Transforms tile by tile against those of the whole image, and the gradient of the likelihood."""
 
 import numpy as np
 import pytest
+from codec_runs import CHECKPOINTS
+from conftest import GOLDEN_RUN
 
-import pieces
-import utils
-from bls2017_vae import Run, load_run
-
-RUNS = os.path.join(os.path.dirname(__file__), "golden", "checkpoints")
+from vbq import tiling
+from vbq.config import ModelConfig
+from vbq.images import to_uint8
+from vbq.runs import Run, load_run
 
 
 @pytest.fixture(scope="module")
 def run():
     """The golden run."""
-    return load_run(RUNS, os.listdir(RUNS)[0])
+    return load_run(CHECKPOINTS, GOLDEN_RUN)
 
 
 def new_run(filters, sizes, rates):
     """A run of a model with random weights, and a bias, so that zeros beyond the edges are not neutral."""
     import tensorflow as tf
-    from transforms import VAE
+
+    from vbq.transforms import VAE
+
     tf.keras.utils.set_random_seed(1)
-    model = VAE(filters, sizes, rates)
+    model = VAE(ModelConfig(tuple(filters), tuple(sizes), tuple(rates)))
     for layers in (model.analysis_layers, model.synthesis_layers):
         for conv, _ in layers:
             if conv.use_bias:
-                conv.bias_parameter.assign(tf.fill(conv.bias_parameter.shape, .3))
-    return Run("no/run", {"filter_dims": sizes, "sampling_rates": rates}, 0, model)
+                conv.bias_parameter.assign(tf.fill(conv.bias_parameter.shape, 0.3))
+    return Run("no/run", {}, 0, model)
 
 
-@pytest.mark.parametrize("filters, sizes, rates", [([8, 8, 8], [9, 5, 5], [4, 2, 2]), ([4, 4], [8, 6], [4, 4]),
-                                                   ([4, 4, 4, 4], [3, 4, 7, 5], [2, 2, 2, 2]), ([6], [21], [8])])
-def test_results_are_those_of_one_piece(china, monkeypatch, filters, sizes, rates):
+@pytest.mark.parametrize(
+    "filters, sizes, rates",
+    [
+        ([8, 8, 8], [9, 5, 5], [4, 2, 2]),
+        ([4, 4], [8, 6], [4, 4]),
+        ([4, 4, 4, 4], [3, 4, 7, 5], [2, 2, 2, 2]),
+        ([6], [21], [8]),
+    ],
+)
+def test_results_are_those_of_one_tile(china, monkeypatch, filters, sizes, rates):
     run = new_run(filters, sizes, rates)
     image = china[:183, :250]
-    mean, std = pieces.posterior(run, image)
+    mean, std = tiling.encode(run, image)
     z = np.round(mean * 8) / 8
     x_hat = run.decode(z[None], *image.shape[:2])[0]
-    error, gradient = pieces.likelihood_of(run, image)(z)
+    error, gradient = tiling.likelihood(run, image)(z)
     for side in (16, 48, 80):
-        monkeypatch.setattr(pieces, "TILE_PIXELS", side)
-        for found, whole in zip(pieces.posterior(run, image), (mean, std)):
+        monkeypatch.setattr(tiling, "TILE_PIXELS", side)
+        for found, whole in zip(tiling.encode(run, image), (mean, std)):
             np.testing.assert_allclose(found, whole, atol=1e-5, rtol=1e-5)
-        rounded = pieces.reconstruct(run, lambda some: some, z, *image.shape[:2]) - np.clip(x_hat, 0, 1) * 255
-        assert np.abs(rounded).max() < .5 + 255e-5
-        found = pieces.likelihood_of(run, image)(z)
+        decoded = tiling.decode(run, lambda some: some, z, *image.shape[:2])
+        rounded = decoded - np.clip(x_hat, 0, 1) * 255
+        assert np.abs(rounded).max() < 0.5 + 255e-5
+        found = tiling.likelihood(run, image)(z)
         np.testing.assert_allclose(found[0], error, rtol=1e-5)
         np.testing.assert_allclose(found[1], gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (250, 188), (64, 65), (1, 10000), (700, 1000)])
 @pytest.mark.parametrize("margins", [1, 2])
-def test_pieces_are_bounded_and_cover_everything_once(run, height, width, margins):
+def test_tiles_are_bounded_and_cover_everything_once(run, height, width, margins):
     seen = np.zeros((height, width), int)
-    for tile, padded, inside in pieces.tiles(run, height, width, margins):
+    for tile, padded, inside in tiling.tiles(run, height, width, margins):
         seen[tile] += 1
         shape = np.empty((height, width))[padded].shape
         assert max(shape) <= 64 + 2 * 2 * margins
         assert np.empty(shape)[inside].shape == seen[tile].shape
-        assert all(outer.start + inner.start == piece.start for piece, outer, inner in zip(tile, padded, inside))
+        for part, outer, inner in zip(tile, padded, inside):
+            assert outer.start + inner.start == part.start
     assert (seen == 1).all()
 
 
@@ -67,17 +78,19 @@ def test_pieces_are_bounded_and_cover_everything_once(run, height, width, margin
 def test_the_likelihood_is_that_of_the_decoded_image_and_its_gradient_is_right(run, china, height, width):
     """The derivative along random directions, against differences; and steps down reduce the error."""
     image = china[:height, :width]
-    likelihood = pieces.likelihood_of(run, image)
-    z, _ = pieces.posterior(run, image)
+    likelihood = tiling.likelihood(run, image)
+    z, _ = tiling.encode(run, image)
     z = np.round(z * 2) / 2
     error, gradient = likelihood(z)
     x_hat = run.decode(z[None], height, width)[0].astype(np.float64)
-    np.testing.assert_allclose(error, np.sum((image / 255 - x_hat)**2) / (2 * run.args["likelihood_variance"]), rtol=1e-5)
+    expected = np.sum((image / 255 - x_hat) ** 2) / (2 * run.args["likelihood_variance"])
+    np.testing.assert_allclose(error, expected, rtol=1e-5)
     random = np.random.default_rng(0)
     for _ in range(3):
         direction = random.normal(size=z.shape).astype(np.float32)
         step = np.float32(1e-2)
-        slope = (likelihood(z + step * direction)[0] - likelihood(z - step * direction)[0]) / (2 * step)
+        ends = [likelihood(z + sign * step * direction)[0] for sign in (1, -1)]
+        slope = (ends[0] - ends[1]) / (2 * step)
         expected = np.sum(gradient * direction, dtype=np.float64)
         np.testing.assert_allclose(slope, expected, rtol=1e-2, atol=1e-3 * np.linalg.norm(gradient))
     assert likelihood(z - 1e-3 * gradient / np.abs(gradient).max())[0] < error
@@ -85,7 +98,8 @@ def test_the_likelihood_is_that_of_the_decoded_image_and_its_gradient_is_right(r
 
 def test_float_images_are_taken_as_well(run, china):
     z = np.zeros((1, 4, 4, run.num_channels), np.float32)
-    found = [run.likelihood_gradient(z, image[None, :64, :64]) for image in (china, china / np.float32(255))]
+    images = china, china / np.float32(255)
+    found = [run.likelihood_gradient(z, image[None, :64, :64]) for image in images]
     for one, other in zip(*found):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert utils.to_uint8(found[0][0]).shape == (1, 64, 64, 3)
+    assert to_uint8(found[0][0]).shape == (1, 64, 64, 3)

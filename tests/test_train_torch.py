@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vbq.command import run_main
 from vbq.config import ModelConfig
 from vbq.files import load_npz
 from vbq.record import read_flags
+from vbq.run_lock import run_lock
 from vbq.trainer import Trainer, make_strategy
 from vbq.transforms import VAE
 
@@ -158,6 +160,87 @@ def test_state_goes_to_tensorflow_and_back(tmp_path, photos):
     # Files for use come from either.
     convert_checkpoint.main(["to-weights", run_dir])
     assert load_npz(os.path.join(run_dir, "weights.npz"))["sequential/layer_0/bias"].dtype == np.float16
+
+
+def train_until(argv, step, event):
+    """Trains, and calls `event` in place of the step after `step`."""
+    one_step = torch_training.Trainer._one_step
+
+    def counted(trainer):
+        if trainer.step == step:
+            event()
+        one_step(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_training.Trainer, "_one_step", counted)
+        return run_main(train_torch.main, argv)
+
+
+def test_whatever_ends_a_slice_leaves_a_state_and_the_next_one_goes_on(tmp_path, photos, capsys):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--last_step", "4"]
+    argv += ["--device", "cpu"]
+    run_dir = run_dir_of(argv)
+    assert train_until(argv, 1, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    assert f"{run_dir}: step 2 is saved" in capsys.readouterr().err  # the step was finished first
+    assert train_state.load(run_dir)["global_step"] == 2
+    with open(os.path.join(run_dir, "train_torch.csv"), "w", encoding="utf-8") as file:
+        file.write("1,1,1,1,1\n2,1,1,1,1\n3,1,1,1,1\n4,1")  # as after a kill
+    assert run_main(train_torch.main, [*argv, "--seed", "5", "--part_mb", "3"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{run_dir}: resumes at step 2 of 4" in lines
+    assert f"warning: {run_dir}: goes on with other flags than before: --seed 0 -> 5" in lines
+    with open(os.path.join(run_dir, "train_torch.csv"), encoding="utf-8") as file:
+        assert [line.split(",")[0] for line in file] == ["1", "2", "4"]
+    assert read_flags(run_dir)["history"][0]["seed"] == 0
+    with run_lock(run_dir):
+        assert run_main(train_torch.main, argv) == 1
+        assert run_main(convert_checkpoint.main, ["to-weights", run_dir]) == 1
+    assert capsys.readouterr().err.count("trains there already") == 2
+
+
+def test_a_loss_that_is_not_finite_is_told_and_not_saved(tmp_path, photos, capsys):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--last_step", "4"]
+    argv += ["--device", "cpu", "--learning_rate", "1e30"]
+    assert run_main(train_torch.main, argv) == 1
+    assert "no state is saved yet" in capsys.readouterr().err
+    assert train_state.load(run_dir_of(argv)) is None
+
+
+def test_a_table_that_cannot_be_written_is_given_up(tmp_path, capsys):
+    os.symlink("/dev/full", tmp_path / "train_torch.csv")
+    log = train_torch.Log(str(tmp_path), 0)
+    for step in (1, 2):
+        log.write(step, [1, 2, 3, 4])
+    assert capsys.readouterr().err.count("train_torch.csv is given up, the training goes on: No space") == 1
+
+
+def test_a_new_run_starts_from_another_runs_weights(tmp_path, photos, capsys):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    short, long = ([*argv, "--last_step", str(steps)] for steps in (2, 3))
+    assert run_main(train_torch.main, short) == 0
+    name = os.path.basename(run_dir_of(short))
+    capsys.readouterr()
+    assert run_main(train_torch.main, [*long, "--init_run", name, "--learning_rate", "1e-30"]) == 0
+    before, after = (train_state.load(run_dir_of(each)) for each in (short, long))
+    assert after["global_step"] == 3
+    for key, value in before["weights"].items():
+        np.testing.assert_array_equal(after["weights"][key], value)
+    more = [*argv, "--last_step", "5"]
+    assert run_main(train_torch.main, [*more, "--init_run", "none"]) == 1
+    assert run_main(train_torch.main, [*more, "--num_filters", "6", "5", "3", "--init_run", name]) == 1
+    lines = capsys.readouterr().err.splitlines()[-2:]
+    assert lines[0].endswith("none: no such run") and "has --num_filters 6 5 4, but this run" in lines[1]
+
+
+def test_positionals_in_the_wrong_order_are_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        convert_checkpoint.main([str(tmp_path), "to-torch"])
+    assert error.value.code == 2
+    assert run_main(convert_checkpoint.main, ["to-torch", str(tmp_path / "none")]) == 1
+    assert run_main(convert_checkpoint.main, ["to-tensorflow", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "invalid choice" in lines[0] and "no such run directory" in lines[1]
+    assert "neither a checkpoint" in lines[2] and os.listdir(tmp_path) == []
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -89,3 +89,20 @@ def test_weights_round_trip_by_name_and_misfits_change_nothing():
     np.testing.assert_array_equal(
         two.named_weights()["sequential/layer_0/bias"], weights["sequential/layer_0/bias"]
     )
+
+
+def test_learned_prior_is_the_density_of_the_empirical_prior():
+    """Names, shapes and order of its variables are those of `vbq.priors`, and so is the log density."""
+    from vbq.priors import DeepFactorizedPrior
+
+    model = VAE(dataclasses.replace(TINY, learned_prior=True))
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(value.shape) for name, value in model.named_weights().items()}
+    model.set_named_weights(weights)
+    arrays = {name.removeprefix("prior/"): v for name, v in weights.items() if name.startswith("prior/")}
+    assert arrays["matrix_1"].shape == (3, 3, 3) and arrays["matrix_3"].shape == (3, 1, 3)
+    assert arrays["bias_0"].shape == arrays["factor_2"].shape == (3, 3, 1) and len(arrays) == 11
+    prior = DeepFactorizedPrior.from_arrays(arrays)
+    z = 3 * rng.standard_normal((2, 4, 5, 3))
+    expected = prior.log_prob(z.reshape(-1, 3).T).T.reshape(z.shape)
+    np.testing.assert_allclose(model.prior.log_prob(z.astype(np.float32)), expected, rtol=1e-4, atol=1e-4)

@@ -41,10 +41,26 @@ def test_jpeg_of_one_quality_and_of_an_array(china):
     )  # the golden file's size, from another libjpeg
 
 
-@pytest.mark.parametrize("quality", [0, 101, 12.5, [50, -1], "high"])
+@pytest.mark.parametrize(
+    "quality", [0, 101, 12.5, [50, -1], "high", [], [[50]], [[50], [50, 60]], None, 1j, np.nan, [True]]
+)
 def test_jpeg_quality_out_of_range(china, quality):
     with pytest.raises(utils.UserError, match="from 1 to 100"):
         utils.evaluate_compression_jpg(china, quality)
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (np.zeros((4, 4, 3)), "should be uint8 .* but is float64"),
+        (np.zeros((4, 4), np.uint8), r"but is uint8 \[4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"but is uint8 \[0, 4, 3\]"),
+        (np.zeros((1, 65501, 3), np.uint8), "at most 65500 pixels a side, but the image has 65501 x 1"),
+    ],
+)
+def test_images_that_cannot_be_jpeg(image, expected):
+    with pytest.raises(utils.UserError, match=expected):
+        utils.evaluate_compression_jpg(image, 50)
 
 
 def test_importing_utils_loads_no_large_library():

@@ -17,9 +17,12 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 import train_state
 
-from vbq.command import UserError, run_main
+from vbq.command import Parser, UserError, run_main
 from vbq.config import ModelConfig
 from vbq.record import read_flags
+from vbq.run_lock import run_lock
+
+DIRECTIONS = ("to-torch", "to-tensorflow", "to-weights")
 
 
 def read_tensorflow(run_dir):
@@ -64,15 +67,24 @@ def write_tensorflow(run_dir, state):
     Args:
       run_dir: str, directory of the run, with its `args.json`.
       state: dict, as `train_state` describes it.
+
+    Raises:
+      UserError: `args.json` is missing or damaged, or the state does not fit it.
     """
     import tensorflow as tf
 
     from vbq.trainer import Trainer
 
     flags = read_flags(run_dir)
-    config = dataclasses.replace(ModelConfig.of(flags), learned_prior=False)  # as in every state
-    trainer = Trainer(config, tf.distribute.get_strategy(), ema_decay=flags["ema_decay"])
-    trainer.model.set_named_weights(state["weights"])
+    try:
+        config = dataclasses.replace(ModelConfig.of(flags), learned_prior=False)  # as in every state
+    except KeyError as error:
+        raise UserError(f"{run_dir}/args.json has no flag {error}") from error
+    trainer = Trainer(config, tf.distribute.get_strategy(), ema_decay=flags.get("ema_decay", 0.0))
+    try:
+        trainer.model.set_named_weights(state["weights"])
+    except ValueError as error:
+        raise UserError(f"{run_dir}: the state does not fit the model in args.json: {error}") from error
     trainer.optimizer._create_all_weights(trainer.variables)
     for name, variable in trainer.weights.items():
         trainer.optimizer.get_slot(variable, "m").assign(state["adam_m"][name])
@@ -84,23 +96,29 @@ def write_tensorflow(run_dir, state):
     trainer.saver(run_dir).save()
 
 
+def convert(direction, run_dir):
+    """Does one of the `DIRECTIONS`."""
+    if direction == "to-torch":
+        train_state.save(run_dir, read_tensorflow(run_dir))
+        return
+    state = train_state.load(run_dir) or read_tensorflow(run_dir)
+    if direction == "to-tensorflow":
+        write_tensorflow(run_dir, state)
+    else:
+        train_state.save_weights(run_dir, state, "float16")
+
+
 def main(argv=None):
     """Converts; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("direction", choices=["to-torch", "to-tensorflow", "to-weights"])
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("direction", choices=DIRECTIONS)
     parser.add_argument("run_dir", help="directory of the run, with its args.json")
     args = parser.parse_args(argv)
+    if not os.path.isdir(args.run_dir):
+        raise UserError(f"{args.run_dir}: no such run directory")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if args.direction == "to-torch":
-        train_state.save(args.run_dir, read_tensorflow(args.run_dir))
-    else:
-        state = train_state.load(args.run_dir) or read_tensorflow(args.run_dir)
-        if args.direction == "to-tensorflow":
-            write_tensorflow(args.run_dir, state)
-        else:
-            train_state.save_weights(args.run_dir, state, "float16")
+    with run_lock(args.run_dir):
+        convert(args.direction, args.run_dir)
     print(f"{args.run_dir}: done {args.direction}")
     return 0
 

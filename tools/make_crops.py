@@ -7,23 +7,30 @@ They are random crops, an array uint8 [N, S, S, 3].
 
 import argparse
 import os
+import shutil
 import sys
 
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from vbq.command import number, run_main
-from vbq.files import atomic_write
+from vbq.command import Parser, UserError, number, run_main, seed
+from vbq.files import atomic_write, check_output, find_images
 from vbq.log import log_to_terminal
 from vbq.photographs import Photographs
+from vbq.threads import cores
 
 
-def main(argv=None):
-    """Writes the array; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("photographs", help="glob of image files")
+def parse_args(argv=None):
+    """Parses the command line.
+
+    Args:
+      argv: list of str, or None for the process's own arguments.
+
+    Returns:
+      argparse.Namespace with photographs, out, count, size and seed.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", help="glob of image files, in quotes, or a folder of them")
     parser.add_argument("out", help="the .npy file to write")
     parser.add_argument(
         "--count", type=number(int, at_least=1), default=200, help="how many crops (default: 200)"
@@ -31,15 +38,37 @@ def main(argv=None):
     parser.add_argument(
         "--size", type=number(int, at_least=1), default=256, help="their side in pixels (default: 256)"
     )
-    parser.add_argument("--seed", type=number(int, at_least=0), default=0)
-    args = parser.parse_args(argv)
+    parser.add_argument("--seed", type=seed, default=0)
+    return parser.parse_args(argv)
+
+
+def check_space(path, size):
+    """Raises a UserError now, not after the work, if the disk has no room for a new file of `size` bytes."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return  # a FIFO, or /dev/null
+    free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
+    if size > free:
+        raise UserError(
+            f"cannot write {path}: it needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        )
+
+
+def main(argv=None):
+    """Writes the array; returns the exit status."""
+    args = parse_args(argv)
+    check_output(args.out, find_images(args.photographs), (".npy",))
+    check_space(args.out, 3 * args.count * args.size**2)
     log_to_terminal()
-    photographs = Photographs(args.photographs, args.size, threads=os.cpu_count())
-    crops = np.stack([photographs.crop(args.seed, i) for i in range(args.count)])
+    photographs = Photographs(args.photographs, args.size, threads=cores())
+    header = {"descr": "|u1", "fortran_order": False, "shape": (args.count, args.size, args.size, 3)}
     with atomic_write(args.out) as path, open(path, "wb") as file:
-        np.save(file, crops)
+        np.lib.format.write_array_header_1_0(
+            file, header
+        )  # as np.save, but crop after crop: they may be many
+        for i in range(args.count):
+            file.write(photographs.crop(args.seed, i).tobytes())
     print(
-        f"{args.out}: {len(crops)} crops of {args.size} x {args.size} pixels "
+        f"{args.out}: {args.count} crops of {args.size} x {args.size} pixels "
         f"from {len(photographs)} photographs"
     )
     return 0

@@ -147,6 +147,8 @@ class Trainer:
         """
         self.model, self.photos, self.config, self.device = model, photos, config, device
         self.step = int(state["global_step"])
+        self.saved = self.step  # the caller sets it when it has saved a state
+        self.is_whole = True  # not in the middle of a step, so that the state can be saved
         place = functools.partial(torch.tensor, dtype=torch.float32, device=device)
         self.weights = {k: place(v).requires_grad_() for k, v in state["weights"].items()}
         self.slots = {
@@ -209,12 +211,13 @@ class Trainer:
     def _all_tensors(self):
         return [*self.weights.values(), *(t for slot in self.slots.values() for t in slot), self.sums]
 
-    def train(self, last_step, seconds):
+    def train(self, last_step, seconds, stop=lambda: False):
         """Trains, and yields means every `LOG_STEPS` steps.
 
         Args:
           last_step: int.
           seconds: float, after which the training stops at the next yield; there is at least one.
+          stop: function without arguments, whether to stop before the next step.
 
         Yields:
           int step; list of float, the means of loss, kl, mse and gradient norm since the last yield.
@@ -226,23 +229,30 @@ class Trainer:
         while self.step < last_step:
             steps = min(LOG_STEPS, last_step - self.step)
             for _ in range(steps):
+                if stop():
+                    return
                 self.rate.fill_(adam_rate(self.config.rate(self.step), self.step + 1))
+                self.is_whole = False
                 if self.device.type == "cuda":
                     self.graph.replay()
                 else:
                     self._one_step()
                 self.step += 1
+                self.is_whole = True
             sums = self.sums.tolist()
             self.sums.zero_()
             if sums[4] < (0.9 * steps if self.config.clip_norm else steps):
+                self.is_whole = False  # no state to keep
                 raise UserError(
                     f"the loss was not finite in {steps - sums[4]:.0f} of the {steps} steps before step "
-                    f"{self.step}; the last save is kept. Try a lower --learning_rate, --warmup_steps or "
-                    "--clip_norm"
+                    f"{self.step}; {self._kept()}. Try a lower --learning_rate, --warmup_steps or --clip_norm"
                 )
             yield self.step, [s / sums[4] for s in sums[:4]]
             if time.monotonic() >= end:
                 return
+
+    def _kept(self):
+        return f"the state of step {self.saved} is kept" if self.saved else "no state is saved yet"
 
     def state(self):
         """Returns all that a later slice needs, on the host: a dict as `train_state` describes it."""

@@ -14,7 +14,7 @@ import re
 import numpy as np
 from scipy import stats
 
-from vbq.files import load_npz, save_npz
+from vbq.files import atomic_write, load_npz, save_npz
 
 SLOTS = ("weights", "adam_m", "adam_v", "ema")
 FOLDER = "train_torch"
@@ -90,7 +90,7 @@ def from_weights(weights, global_step=0):
 def from_file(path):
     """Returns the state of a run that starts from a `weights.npz`."""
     arrays = load_npz(path)
-    step = int(arrays.pop("global_step"))
+    step = int(arrays.pop("global_step", 0))
     return from_weights({k: v.astype(np.float32) for k, v in arrays.items()}, step)
 
 
@@ -170,3 +170,22 @@ def save_weights(run_dir, state, dtype=np.float32):
     """Writes the result of a state, the weights or their average, to `weights.npz` for `load_run`."""
     arrays = {k: v.astype(dtype) for k, v in state["ema" if state["averaged"] else "weights"].items()}
     save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})
+
+
+def cut_rows(path, step):
+    """Removes the rows of later steps, and a torn last row, from a table without a header.
+
+    Args:
+      path: str, of a file with the step in its first column.
+      step: int, the last to keep.
+
+    Raises:
+      UserError, OSError: the file cannot be written, or read.
+    """
+    with open(path, "rb") as file:
+        lines = file.readlines()
+    numbers = [line.split(b",")[0] if line.endswith(b"\n") else b"" for line in lines]
+    remaining = [line for line, number in zip(lines, numbers) if number.isdigit() and int(number) <= step]
+    if remaining != lines:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(remaining)

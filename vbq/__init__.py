@@ -1,1 +1,1 @@
-"""What the five scripts on top are built of, one subject a file. The README lists the files from the bottom up."""
+"""What the five scripts are built of, one subject a file. Imports point one way, see pyproject.toml."""

@@ -9,8 +9,8 @@ stream goes channel by channel; with contexts it follows `ContextCoder`.
         8           fingerprint: start of the fit's identity (weights, code points, counts, contexts)
         4  uint32   width, pixels
         4  uint32   height, pixels
-        1  uint8    number of the lambda, from 0, among those of the fit: whose counts and code points were
-        used 8  float64  lambda; for information only, decoding does not need it
+        1  uint8    which lambda of the fit, from 0: its counts and code points were used
+        8  float64  lambda; for information only, decoding does not need it
         4  uint32   length of the stream in bytes, a multiple of 4
         4  uint32   CRC-32 of all other bytes
            uint32   the stream: words of constriction's range coder, with frequencies out of 2^24
@@ -36,6 +36,7 @@ CRC = struct.Struct("<I")
 OVERHEAD = HEADER.size + CRC.size  # bytes
 PRECISION = 24  # bits of the range coder's frequencies
 STREAM_SLACK = 64  # bits by which a stream may be shorter than the information in it
+MOST_TOTAL = 2**39 - 1  # of the counts of a channel: their products with 2^24 fit into 63 bits
 MAX_IMAGE_PIXELS = 2 * 89478485  # Pillow refuses larger images, too
 
 
@@ -43,8 +44,7 @@ MAX_IMAGE_PIXELS = 2 * 89478485  # Pillow refuses larger images, too
 
 
 def integer_frequencies(counts):
-    """Turns counts into frequencies for the range coder by integer arithmetic, which is the same on every
-    machine.
+    """Turns counts into frequencies for the range coder by integer arithmetic.
 
     Args:
       counts: int [C, K], how often each code point was chosen; 1 is added to each, as for the code lengths.
@@ -57,9 +57,25 @@ def integer_frequencies(counts):
     """
     sums = np.cumsum(counts, axis=1, dtype=np.int64) + np.arange(1, counts.shape[1] + 1)
     spare = (1 << PRECISION) - counts.shape[1]  # what is left when every code point has 1
-    if sums.max() > (2**63 - 1) // spare:
+    if sums.max() > MOST_TOTAL:
         raise ValueError(f"counts with a sum of {sums.max()} are too large for the range coder")
     return 1 + np.diff(sums * spare // sums[:, -1:], axis=1, prepend=0)
+
+
+def coded_bits(bits, points):
+    """What the range coder spends on latents.
+
+    Every code point has a frequency of at least 1 in 2^24, so no latent takes more than 24 bits.
+
+    Args:
+      bits: float [...], code lengths.
+      points: int K, number of code points of a channel.
+
+    Returns:
+      float64 [...].
+    """
+    least = 2.0**-PRECISION
+    return -np.log2((1 - points * least) * 2.0 ** -np.asarray(bits, np.float64) + least)
 
 
 class _Coder:
@@ -86,7 +102,7 @@ class _Coder:
           int16 indices [*shape, C].
 
         Raises:
-          ValueError: `encode` writes no such stream.
+          ValueError: the stream is not one that `encode` writes.
         """
         if 8 * len(stream) < math.prod(shape) * self.least_bits - STREAM_SLACK:
             raise ValueError("it is too short for so many latents")
@@ -95,7 +111,7 @@ class _Coder:
             indices = self._decode(decoder, shape)
         except AssertionError as error:  # a range coder accepts nearly every stream, but not all
             raise ValueError("it has bits that stand for no code point") from error
-        if self.encode(indices) != stream:  # the only sure sign of missing or superfluous words
+        if self.encode(indices) != stream:  # the only sure test for missing or extra words
             raise ValueError("it has too few words or too many")
         return indices
 
@@ -136,8 +152,9 @@ class TableCoder(_Coder):
 
 
 class ContextCoder(_Coder):
-    """Codes by the contexts of one lambda: group by group, phase by phase, channel by channel, class by
-    class.
+    """Codes by the contexts of one lambda.
+
+    The order is group by group, phase by phase, channel by channel, class by class.
     """
 
     def __init__(self, contexts):
@@ -165,8 +182,10 @@ class ContextCoder(_Coder):
         return indices.reshape(*shape, -1)
 
     def _runs(self, step):
-        """Yields the latents of a `contexts.Step` that share a model: the model, their rows int [some], and
-        their column.
+        """Yields the latents of a `contexts.Step` that share a model.
+
+        Yields:
+          The model, the rows of the latents, int [some], and their column, int.
         """
         for c, row in enumerate(np.ascontiguousarray(step.classes.T)):
             ends = np.cumsum(np.bincount(row, minlength=CLASSES)).tolist()
@@ -180,7 +199,7 @@ class ContextCoder(_Coder):
 
 
 class Header(NamedTuple):
-    """What a file says of itself, see the top of this module."""
+    """The fields of a file's header, see the top of this module."""
 
     fingerprint: bytes
     width: int
@@ -217,22 +236,21 @@ def unpack(data):
     """
     if data[:3] != MAGIC:
         raise UserError(f"not a .vbq file: it starts with {data[:3]!r}")
-    if data[3:4] != bytes([VERSION]):
-        raise UserError(f"a .vbq file of version {list(data[3:4])}, but this program reads version {VERSION}")
+    if data[3:4] not in (b"", bytes([VERSION])):
+        raise UserError(f"a .vbq file of version {data[3]}, but this program reads version {VERSION}")
     if len(data) < OVERHEAD:
         raise UserError(f"the file is cut: it has {len(data)} bytes, but a header alone has {OVERHEAD}")
     head, stream = data[: HEADER.size], data[OVERHEAD:]
     *fields, length = HEADER.unpack(head)[2:]
     if length != len(stream) or length % 4:
         raise UserError(
-            f"the file is cut, grown or damaged: {len(stream)} bytes follow its header, which announces {length}"
+            f"the file is cut, grown or damaged: {len(stream)} bytes follow its header, not {length}"
         )
     if CRC.unpack_from(data, HEADER.size)[0] != zlib.crc32(stream, zlib.crc32(head)):
         raise UserError("the file is damaged: its bytes do not match its CRC-32")
     header = Header(*fields)
     check_pixels(header.width, header.height)
     if not header.width or not header.height or not 0 < header.lamb < math.inf:
-        raise UserError(
-            f"the file is damaged: its header says {header.width} x {header.height} pixels and lambda {header.lamb}"
-        )
+        size = f"{header.width} x {header.height} pixels"
+        raise UserError(f"the file is damaged: its header says {size} and lambda {header.lamb}")
     return header, stream

@@ -14,12 +14,19 @@ import time
 
 import tensorflow as tf
 
-from vbq.command import UserError, note
-from vbq.files import load_npz
+from vbq.command import UserError, note, reason
+from vbq.files import atomic_write, load_npz
 
 CHECKPOINT_NAME = "model.ckpt"
 WEIGHTS_NAME = "weights.npz"
 CHECKPOINTS_KEPT = 3
+PRIOR_LAYERS = 4  # of the original's learned prior
+
+_FILE_OF_CHECKPOINT = re.compile(re.escape(CHECKPOINT_NAME) + r"-(\d+)\.(index|meta|data-\d+-of-\d+)")
+
+
+class Unsaved(UserError):
+    """A training ends without a checkpoint of its last steps: not worth one, or it cannot be written."""
 
 
 @contextlib.contextmanager
@@ -76,7 +83,8 @@ def latest_state(run_dir):
       UserError: there are states, but all are damaged.
     """
     steps, damage = _find_states(run_dir)
-    for path in sorted(steps, key=steps.get, reverse=True):
+    # Of the same step, a checkpoint comes before `weights.npz`: it has the state of the optimizers, too.
+    for path in sorted(steps, key=lambda path: (steps[path], not path.endswith(".npz")), reverse=True):
         try:
             arrays = load_npz(path) if path.endswith(".npz") else read_checkpoint(path)
             break
@@ -98,8 +106,8 @@ def _find_states(run_dir):
     steps, damage = {}, []
     for name in os.listdir(run_dir) if os.path.isdir(run_dir) else []:
         path = os.path.join(run_dir, name)
-        match = re.fullmatch(re.escape(CHECKPOINT_NAME) + r"-(\d+)\.index", name)
-        if match:
+        match = _FILE_OF_CHECKPOINT.fullmatch(name)
+        if match and match[2] == "index":
             steps[path.removesuffix(".index")] = int(match[1])
         elif name == WEIGHTS_NAME:
             try:
@@ -118,10 +126,12 @@ def named_weights(arrays, part="weights"):
 
     Returns:
       dict of arrays; empty if the state has no such part.
+
+    Raises:
+      ValueError: a checkpoint of the original holds several learned priors.
     """
-    if not any(name.startswith("weights/") for name in arrays):
-        # The original's checkpoints and `weights.npz` have the weights' own names.
-        return arrays if part == "weights" else {}
+    if not is_ours(arrays):  # the original's checkpoints and `weights.npz` have the weights' own names
+        return arrays | _original_prior(arrays) if part == "weights" else {}
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
     return {
         name.removeprefix(part + "/").removesuffix(suffix).replace(".S", "/"): value
@@ -130,8 +140,40 @@ def named_weights(arrays, part="weights"):
     }
 
 
+def is_ours(arrays):
+    """Whether a state, dict of arrays, is a checkpoint of this program."""
+    return any(name.startswith("weights/") for name in arrays)
+
+
+def _original_prior(arrays):
+    """Returns the learned prior in a checkpoint of the original, by our names; empty if it has none.
+
+    The original's variables are `matrix_0` to `matrix_3` and so on, in any scope. Shapes are those of
+    `tfc.DeepFactorized`.
+    """
+    names = [f"{kind}_{layer}" for kind in ("matrix", "bias") for layer in range(PRIOR_LAYERS)]
+    names += [f"factor_{layer}" for layer in range(PRIOR_LAYERS - 1)]
+    scopes = {name.removesuffix("matrix_0") for name in arrays if name.split("/")[-1] == "matrix_0"}
+    complete = [scope for scope in sorted(scopes) if all(scope + name in arrays for name in names)]
+    if len(complete) > 1:
+        raise ValueError(f"several learned priors: {' and '.join(scope + 'matrix_0' for scope in complete)}")
+    return {f"prior/{name}": arrays[complete[0] + name] for name in names} if complete else {}
+
+
+def kept(run_dir):
+    """Returns a clause, for an error of training, on which step of a run is kept, if any."""
+    steps, _ = _find_states(run_dir)
+    if not steps:
+        return "there is no checkpoint yet"
+    return f"the last checkpoint is kept, that of step {max(steps.values())}"
+
+
 class Saver:
-    """Writes the checkpoints of a training, and keeps the last `CHECKPOINTS_KEPT` of them."""
+    """Writes the checkpoints of a training, and keeps the last `CHECKPOINTS_KEPT` of them.
+
+    `tf.train.CheckpointManager` is not used: it takes a path with `[`, `*` or `?` for a pattern when it
+    deletes old checkpoints.
+    """
 
     def __init__(self, run_dir, checkpoint, step, weights, secs=0):
         """Removes what a killed run has left unfinished.
@@ -143,31 +185,74 @@ class Saver:
           weights: list of tf.Variable, which must be finite to be saved.
           secs: float, seconds between two checkpoints.
         """
-        for name in os.listdir(run_dir):
-            if name.startswith(CHECKPOINT_NAME) and name.endswith("_temp"):
-                shutil.rmtree(os.path.join(run_dir, name), ignore_errors=True)
-        self.step, self.weights, self.secs, self.last = step, weights, secs, time.monotonic()
-        self.manager = tf.train.CheckpointManager(
-            checkpoint, run_dir, CHECKPOINTS_KEPT, checkpoint_name=CHECKPOINT_NAME, step_counter=step
-        )
+        self.run_dir, self.checkpoint, self.step, self.weights = run_dir, checkpoint, step, weights
+        self.secs, self.last = secs, time.monotonic()
+        self.saved = int(step.numpy())  # steps until here need no checkpoint
+        self._remove_unfinished()
 
     def due(self):
         """Whether it is time for the next checkpoint."""
         return time.monotonic() - self.last >= self.secs
 
     def save(self):
-        """Writes a checkpoint.
+        """Writes a checkpoint, and deletes those that are too old.
 
         Raises:
-          UserError: a weight is no finite number, or the directory cannot be written.
+          Unsaved: a weight is no finite number, or the directory cannot be written.
         """
         step = int(self.step.numpy())
         if not all(bool(tf.reduce_all(tf.math.is_finite(weight))) for weight in self.weights):
-            raise UserError(f"weights are not finite at step {step}; the last checkpoint is kept")
+            raise Unsaved(f"weights are not finite at step {step}; {kept(self.run_dir)}")
         try:
-            self.manager.save(checkpoint_number=step)
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"{self.manager.directory}: cannot write a checkpoint: {error.message}"
+            self.checkpoint.save_counter.assign_add(1)
+            self.checkpoint.write(os.path.join(self.run_dir, f"{CHECKPOINT_NAME}-{step}"))
+            self._tidy(step)
+        except (tf.errors.OpError, OSError, UserError) as error:
+            self._remove_unfinished()
+            raise Unsaved(
+                f"{self.run_dir}: cannot write the checkpoint of step {step}: "
+                f"{reason(error)}; {kept(self.run_dir)}"
             ) from error
-        self.last = time.monotonic()
+        self.saved, self.last = step, time.monotonic()
+
+    def save_rest(self):
+        """Writes a checkpoint of the steps since the last one, for a training that an exception ends.
+
+        Returns:
+          str, a clause on which step is saved, or on why none could be.
+        """
+        try:
+            if int(self.step.numpy()) != self.saved:
+                self.save()
+        except UserError as error:
+            return str(error)
+        if not _find_states(self.run_dir)[0]:
+            return "no step is saved"
+        return f"step {self.saved} is saved, and the same command goes on from there"
+
+    def _tidy(self, step):
+        """Deletes all checkpoints but the last ones, and names these in the file `checkpoint`."""
+        files = {}
+        for name in os.listdir(self.run_dir):
+            match = _FILE_OF_CHECKPOINT.fullmatch(name)
+            if match:
+                files.setdefault(int(match[1]), []).append(name)
+        whole = [number for number, names in files.items() if any(n.endswith(".index") for n in names)]
+        # A damaged checkpoint of a later step may be there; the one just written is kept in any case.
+        remaining = sorted({step, *sorted(whole)[-CHECKPOINTS_KEPT:]})
+        lines = [f'model_checkpoint_path: "{CHECKPOINT_NAME}-{step}"\n']
+        lines += [f'all_model_checkpoint_paths: "{CHECKPOINT_NAME}-{number}"\n' for number in remaining]
+        with (
+            atomic_write(os.path.join(self.run_dir, "checkpoint")) as path,
+            open(path, "w", encoding="utf-8") as file,
+        ):
+            file.writelines(lines)
+        for number in set(whole) - set(remaining):
+            # The index first: without it, the others are no checkpoint, rather than a damaged one.
+            for name in sorted(files[number], key=lambda name: not name.endswith(".index")):
+                os.remove(os.path.join(self.run_dir, name))
+
+    def _remove_unfinished(self):
+        for name in os.listdir(self.run_dir) if os.path.isdir(self.run_dir) else []:
+            if name.startswith(CHECKPOINT_NAME) and name.endswith("_temp"):
+                shutil.rmtree(os.path.join(self.run_dir, name), ignore_errors=True)

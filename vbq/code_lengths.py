@@ -1,10 +1,10 @@
 """Code lengths from the latents of validation images: the paper's two passes, and refinement.
 
-The first pass chooses a code point for every latent as if a point of n bits cost n bits, and counts how often
-each n is chosen. The second pass chooses with n plus the code length of n, and counts how often each code
-point is chosen. Further passes, which the paper does not have, choose by the code points' own lengths, refit
-these, and move every point to the mean of the latents that chose it: an entropy-constrained quantizer (Chou,
-Lookabaugh, Gray, 1989) in one dimension.
+The first pass chooses a code point for every latent with n as the length of a point of n bits, and counts how
+often each n is chosen. The second pass chooses with n plus the code length of n, and counts how often each
+code point is chosen. The paper has no further passes. Here they choose by the code points' own lengths, refit
+these lengths, and move every point to the weighted mean of the latents that chose it. This is an
+entropy-constrained quantizer (Chou, Lookabaugh, Gray, 1989) in one dimension.
 
 Axis letters: B latent positions, C channels, N max bits, K code points, L lambdas.
 """
@@ -17,10 +17,9 @@ from vbq.threads import parallel
 
 BLOCK_LATENTS = 1 << 15  # handled at a time by a thread: their arrays fit into the processor's cache
 # Refined counts are kept 64 times as large as they are, so that the 1 that smoothing adds weighs 1/64. Unseen
-# images need fewer bits with it: the counts are of 65,000 latents, most code points of a channel are never
-# chosen, and their 1s add up.
+# images need fewer bits then: most code points of a channel are never chosen, and their 1s add up.
 REPEATS = 64
-LEAST_GAIN = 1e-4  # refinement ends where no channel's objective falls by this share
+LEAST_GAIN = 1e-4  # refinement ends when no channel's objective falls by this share
 
 
 def lengths_of_counts(counts):
@@ -30,9 +29,7 @@ def lengths_of_counts(counts):
 
 
 def lengths_of_bit_lengths(counts):
-    """n plus the code length of n, in bits, from counts [..., N+1] of the bit lengths n: float32 [...,
-    N+1].
-    """
+    """n plus the code length of n, in bits, from counts of n: float32 and int, both [..., N+1]."""
     return np.arange(counts.shape[-1], dtype=np.float32) + lengths_of_counts(counts)
 
 
@@ -64,8 +61,9 @@ def fit_counts(code_points, mean, std, lambs, passes):
 
 
 def _fit_channels(code_points, mean, std, lambs, passes):
-    """Does what `fit_counts` does for some channels: mean and std are [C, B]. With two passes the shifts are
-    [L, C, 0].
+    """Does what `fit_counts` does for some channels, with mean and std float32 [C, B].
+
+    With two passes the shifts are [L, C, 0].
     """
     channels, points = code_points.shape
     max_bits = max_bits_of(points)
@@ -104,8 +102,7 @@ def histogram(values, size, weights=None):
 
 
 def _refine(code_points, latents, chosen, lamb, passes):
-    """Refits lengths and code points to what was chosen, and chooses again, until the objective stops
-    falling.
+    """Refits lengths and code points to the choices, and chooses again, until the objective stops falling.
 
     The objective is distortion + lamb * bits over a channel's validation latents. Every channel keeps its
     best pass.
@@ -145,8 +142,9 @@ def _refine(code_points, latents, chosen, lamb, passes):
 
 
 def _objective(latents, chosen, points, penalties, counts):
-    """Distortion + penalties over a channel's latents, float64 [C]; penalties are lamb * bits, float32 [C,
-    K].
+    """Distortion plus penalties over a channel's latents: float64 [C].
+
+    The penalties are lamb * bits, float32 [C, K].
     """
     objective = np.sum(penalties * counts, axis=1, dtype=np.float64) / REPEATS
     for (mean, weight), indices in zip(latents, chosen):
@@ -159,8 +157,11 @@ def _objective(latents, chosen, points, penalties, counts):
 
 
 def _refit(code_points, latents, chosen):
-    """Counts of what was chosen, times `REPEATS`, and the shifts from each code point to the weighted mean of
-    its latents.
+    """Counts the choices and moves each code point to the weighted mean of its latents.
+
+    Returns:
+      counts: int64 [C, K], times `REPEATS`.
+      shifts: float16 [C, K], from the code points to the means.
     """
     points = code_points.shape[1]
     counts, weights, sums = 0, 0, 0

@@ -1,4 +1,4 @@
-"""The grid of code points: quantiles of the prior at short binary fractions, and how tables of them are read.
+"""The grid of code points, quantiles of the prior at short binary fractions, and look-ups by code point.
 
 Axis letters: C channels, N max bits, K = 2^(N+1) - 1 code points.
 """

@@ -1,15 +1,15 @@
-"""All that it takes to quantize and count latents at one lambda: code points, their lengths, and contexts
-where a fit has them.
+"""The codebook of one lambda: code points, their code lengths, and contexts where a fit has them.
 
-Axis letters: h, w latent positions, C channels, K code points. Leading axes may be more, or none.
+Axis letters: h, w latent positions, C channels, K code points. There may be leading axes.
 """
 
 import numpy as np
 
+from vbq import joint
 from vbq.code_points import look_up
 from vbq.search import cheapest
 
-CONTEXT_ROUNDS = 2  # how often `choose` chooses again, by the classes that its last choice leads to
+CONTEXT_ROUNDS = 2  # choices that follow the first one, each in the classes of the choice before it
 
 
 class Codebook:
@@ -25,15 +25,28 @@ class Codebook:
     def __init__(self, points, trees, lengths, contexts=None):
         self.points, self.trees, self.lengths, self.contexts = points, trees, lengths, contexts
 
+    def quantize(self, posterior, lamb, joint_steps=0):
+        """Quantizes the latents of an image.
+
+        Args:
+          posterior: Posterior, float32 [h, w, C].
+          lamb: float > 0, nats of distortion that a bit is worth.
+          joint_steps: int, number of refinement steps with the decoder in the loop, see `joint.refine`.
+
+        Returns:
+          int32 [h, w, C], indices of code points.
+        """
+        indices = self.choose(posterior.mean, posterior.std, lamb)
+        return joint.refine(self, indices, posterior, lamb, joint_steps) if joint_steps else indices
+
     def choose(self, mean, std, lamb):
         """Finds the code points that minimize (z - mean)^2 / (2 std^2) + lamb * length.
 
-        With contexts, lengths depend on the classes, and classes on what is chosen. So a choice by the
-        lengths of the counts comes first, and a few rounds follow, each with the classes that the round
-        before leads to.
+        With contexts, lengths depend on the classes, and classes depend on what is chosen. The first choice
+        uses the lengths by counts. `CONTEXT_ROUNDS` choices follow. Each uses the classes of the one before.
 
         Args:
-          mean, std: float32 [..., h, w, C], the posterior. Without contexts [..., C] will do.
+          mean, std: float32 [..., h, w, C], the posterior. Without contexts, [..., C] is enough.
           lamb: float > 0, nats of distortion that a bit is worth.
 
         Returns:
@@ -45,11 +58,11 @@ class Codebook:
         return indices
 
     def choose_in_classes(self, mean, std, lamb, classes):
-        """Does what `choose` does for latents whose classes are given; None stands for no contexts."""
+        """Does what `choose` does, in given classes: uint8, shape of mean, or None without contexts."""
         if classes is None:
             return cheapest(self.trees, mean, std, lamb)
-        # A factor b on all lengths has the same effect as a factor sqrt(b) on std. log2 Z is equal for all
-        # code points.
+        # A factor b on all lengths has the same effect as a factor sqrt(b) on std. log2 Z is the same for all
+        # code points, so it does not affect the choice.
         return cheapest(self.trees, mean, std * np.sqrt(self.contexts.scale(classes)), lamb)
 
     def classes(self, indices):
@@ -64,7 +77,10 @@ class Codebook:
         return look_up(self.points, indices)
 
     def bits(self, indices, classes=None):
-        """Bits spent on every latent [..., h, w, C]; classes are found where they are not given."""
+        """Bits spent on every latent, float, shape of the indices int [..., h, w, C].
+
+        Classes, uint8 of the same shape, are computed if they are not given.
+        """
         if self.contexts is None:
             return look_up(self.lengths, indices)
         return self.contexts.bits(indices, self.classes(indices) if classes is None else classes)

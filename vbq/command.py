@@ -1,12 +1,45 @@
-"""What every command line shares: errors for the user, notes, numbers as arguments, progress bars."""
+"""What every command line shares: errors for the user, notes, arguments, progress bars."""
 
 import argparse
+import errno
 import math
+import os
 import sys
+
+BROKEN_PIPE_STATUS = 141  # what a shell reports of a Unix tool whose reader went away: 128 + SIGPIPE
+MOST_CHARACTERS = 60  # characters of a wrong argument that a message quotes
+MOST_ERROR_CHARACTERS = 400  # characters of a usage error
+LARGEST_INTEGER = 2**63 - 1  # of NumPy's int64
+_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota
 
 
 class UserError(Exception):
     """Bad input or an unusable place on disk. The message is one line: what is wrong, where, what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose usage errors are one line on stderr, with exit status 2.
+
+    Its subparsers are of the same class.
+    """
+
+    def error(self, message):
+        """Prints `PROG: error: MESSAGE` on one line and exits with status 2."""
+        message = printable(message)
+        if len(message) > MOST_ERROR_CHARACTERS:
+            message = f"{message[:MOST_ERROR_CHARACTERS]}..."
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        """Parses as `ArgumentParser.parse_args` does, but names only the first unrecognized argument."""
+        args, extra = self.parse_known_args(args, namespace)
+        if extra:
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            hint = ""
+            if not all(text.startswith("-") for text in extra):
+                hint = "; put a pattern in quotes ('photos/*.png'), or the shell replaces it by many names"
+            self.error(f"unrecognized arguments: {shorten(extra[0])}{more}{hint}")
+        return args
 
 
 def run_main(main, argv=None):
@@ -17,18 +50,89 @@ def run_main(main, argv=None):
       argv: list of str, or None for the process's own arguments.
 
     Returns:
-      int, the exit status: 1 after a `UserError`, 130 after Ctrl-C. Any other exception is a bug and keeps
-        its
-      traceback.
+      int, the exit status: 1 after a `UserError`, 130 after Ctrl-C, 141 if the reader of stdout or stderr
+        went away (`codec.py info x.vbq | true`). Any other exception is a bug and keeps its traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: a strange name must not end a script
     try:
-        return main(argv) or 0
+        return _status(main, argv)
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE_STATUS
+
+
+def _status(main, argv):
+    """The exit status of `main`, once stdout is written."""
+    try:
+        status = main(argv) or 0
+        _flush()
+        return status
+    except SystemExit:  # of a parser, perhaps after --help
+        _flush()
+        raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        note("interrupted")
         return 130
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        where = error.filename or "a file or the standard output"
+        note(f"error: cannot write {where}: {reason(error)}")
+        _discard_output()
+        return 1
+
+
+def _flush():
+    """Writes stdout now, because Python ignores an error if it writes stdout when it exits."""
+    if sys.stdout:
+        sys.stdout.flush()
+
+
+def _discard_output():
+    """Discards what is still buffered. Otherwise Python would try to write it when it exits, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, AttributeError):
+            if stream in (sys.__stdout__, sys.__stderr__) and stream:
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def printable(text):
+    """Makes text fit for one line on a terminal.
+
+    Args:
+      text: str, in which file names may hold line breaks, control characters, or bytes that are not UTF-8
+        (which Python keeps as surrogates).
+
+    Returns:
+      str, with a backslash escape for every such character: `\\n`, `\\x1b`, `\\xff`.
+    """
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character):
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def shorten(text, most=MOST_CHARACTERS):
+    """Cuts text for a message.
+
+    Args:
+      text: str.
+      most: int, number of characters.
+
+    Returns:
+      str: `text`, or its beginning and "..." if it is longer than `most`.
+    """
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def reason(error):
@@ -40,14 +144,16 @@ def reason(error):
     Returns:
       str, one line.
     """
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def note(text):
-    """Prints a remark for the user on stderr; stdout holds the results alone."""
-    print(text, file=sys.stderr)
+    """Prints a remark for the user on stderr, on one line; stdout holds the results alone."""
+    print(printable(text), file=sys.stderr)
 
 
 def number(kind, at_least=None, above=None, below=None, at_most=None):
@@ -55,7 +161,8 @@ def number(kind, at_least=None, above=None, below=None, at_most=None):
 
     Args:
       kind: int or float.
-      at_least, above, below, at_most: number, or None for no such bound.
+      at_least, above, below, at_most: number, or None for no such bound. Integers are at most 2^63 - 1 in
+        any case.
 
     Returns:
       Function of a str that returns the number. It raises `argparse.ArgumentTypeError` for any other text.
@@ -76,11 +183,17 @@ def number(kind, at_least=None, above=None, below=None, at_most=None):
             value = kind(text)
         except ValueError:
             value = math.nan
+        found = repr(shorten(text))
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise argparse.ArgumentTypeError(f"must be {wanted}, and {found} has too many digits")
         if not math.isfinite(value) or not all(test(value) for _, test in bounds):
-            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {found}")
         return value
 
     return parse
+
+
+seed = number(int, at_least=0, below=2**32)  # NumPy and TensorFlow take no other seeds
 
 
 def progress(iterable, **options):

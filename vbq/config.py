@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+LAYER_LISTS = ("num_filters", "filter_dims", "sampling_rates")  # fields, and flags, with one value a layer
+
 
 def _from_mapping(kind, mapping):
     """Makes a dataclass of its fields in a mapping, which may have others. Lists become tuples."""
@@ -84,6 +86,7 @@ class TrainingConfig:
     log_dir: str
     strategy: str
     mixed_precision: bool
+    init_run: str | None
 
     @classmethod
     def of(cls, mapping):

@@ -1,7 +1,7 @@
 """Fits the contexts of `vbq/contexts.py` to validation latents.
 
-Axis letters: N images, h, w latent positions, C channels, K code points, Q classes, n channels of a group, p
-positions of a phase, m features that are known.
+Axis letters: N images, h, w latent positions, P = N h w all positions, C channels, K code points, L lambdas,
+Q classes, n channels of a group, p positions of a phase, m known features.
 """
 
 import numpy as np
@@ -22,17 +22,15 @@ from vbq.fixed_point import UNIT, fixed_lengths
 from vbq.surroundings import PHASES, Surroundings, features_of
 
 RIDGE = 1e-3  # added to the diagonal in the regression, relative to the features' mean variance
-PSEUDO_COUNT = (
-    8  # latents of the channel's own distribution, added to every class: smooths it towards its channel
-)
-NEWTON_STEPS = 30  # at most, to find an exponent
+PSEUDO_COUNT = 8  # latents with the channel's distribution, added to each class to smooth it
+NEWTON_STEPS = 30  # the most that are taken to find an exponent
 
 
-def fit_contexts(codebooks, counts, lambs, mean, std):
+def fit_contexts(codebook_of, counts, lambs, mean, std):
     """Fits contexts at every lambda, to the latents as they are quantized with these contexts.
 
     Args:
-      codebooks: sequence of `Codebook`s without contexts, by lambda.
+      codebook_of: function from the number of a lambda to its `Codebook` without contexts.
       counts: int [L, C, K].
       lambs: float64 [L].
       mean, std: float32 [N, h, w, C], the validation latents' posterior.
@@ -42,7 +40,7 @@ def fit_contexts(codebooks, counts, lambs, mean, std):
     """
     fits = []
     for index in progress(range(len(lambs)), desc="contexts", unit="lambda"):
-        plain, lamb = codebooks[index], lambs[index]
+        plain, lamb = codebook_of(index), lambs[index]
         indices = plain.choose(mean, std, lamb)
         for _ in range(CONTEXT_ROUNDS):
             model = ContextModel(counts[index], *fit_arrays(counts[index], indices))
@@ -113,8 +111,8 @@ def best_exponents(lengths, used, classes):
     expectation under p^b / Z, which Newton's method finds.
 
     Args:
-      lengths: int [n, K], by counts, in 1/256 bits.
-      used: int [p, n], those of the latents.
+      lengths: int [n, K], code lengths by counts, in 1/256 bits.
+      used: int [p, n], the lengths of the latents' code points, in 1/256 bits.
       classes: uint8 [p, n], within a phase.
 
     Returns:
@@ -122,9 +120,8 @@ def best_exponents(lengths, used, classes):
     """
     result = np.empty((len(lengths), CLASSES_OF_PHASE), np.uint16)
     for c, row in enumerate(lengths):
-        row, times = np.unique(
-            row, return_counts=True
-        )  # few: most points were never chosen and have equal lengths
+        # There are few different lengths: most points were never chosen and have the same.
+        row, times = np.unique(row, return_counts=True)
         row = row / UNIT
         number = np.bincount(classes[:, c], minlength=CLASSES_OF_PHASE)
         total = np.bincount(classes[:, c], used[:, c] / UNIT, CLASSES_OF_PHASE)

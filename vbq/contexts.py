@@ -7,8 +7,8 @@ latent will take. The prediction falls into one of a few classes. A class has an
 are coded with the distribution p^b / Z, where p is the channel's distribution by counts: flatter than p for b
 < 1, more certain for b > 1.
 
-Encoder and decoder have to agree to the last bit on every machine. So all that they share is computed in
-integers, or in float64 that is exact because all values are integers below 2^53.
+Encoder and decoder must agree to the last bit on every machine. So everything that both compute is computed
+in integers, or in float64 that is exact because all values are integers below 2^53.
 
 Axis letters: N images, h, w latent positions, C channels, K code points, L lambdas, Q classes (the first half
 belong to the first phase), n channels of a group, p positions of a phase.
@@ -26,7 +26,7 @@ CLASSES_OF_PHASE = 8
 CLASSES = PHASES * CLASSES_OF_PHASE
 EXPONENT_UNIT = 64  # exponents are integers, in 1/64
 MOST_EXPONENT = 8
-BLOCK_POSITIONS = 1 << 13  # whose predictions are computed at a time
+BLOCK_POSITIONS = 1 << 13  # positions whose predictions are computed at a time
 
 
 class Contexts:
@@ -57,17 +57,12 @@ class Contexts:
         found = [x.shape for x in (weights, thresholds, exponents)]
         if found != expected:
             raise ValueError(f"arrays of contexts have shapes {found} instead of {expected}")
-        if [x.dtype for x in (order, weights, thresholds, exponents)] != [
-            np.int16,
-            np.int16,
-            np.int64,
-            np.uint16,
-        ]:
+        types = [x.dtype for x in (order, weights, thresholds, exponents)]
+        if types != [np.int16, np.int16, np.int64, np.uint16]:
             raise ValueError("arrays of contexts have wrong types")
+        is_permutation = (np.sort(order, axis=1) == np.arange(channels)).all()
         most = MOST_EXPONENT * EXPONENT_UNIT
-        if (np.sort(order, axis=1) != np.arange(channels)).any() or not (
-            (exponents >= 1) & (exponents <= most)
-        ).all():
+        if not is_permutation or not ((exponents >= 1) & (exponents <= most)).all():
             raise ValueError("arrays of contexts have values out of range")
 
     @classmethod
@@ -91,7 +86,7 @@ class Step:
       channels: int [n].
       positions: int [p], numbers of positions.
       classes: uint8 [p, n].
-      indices: int [p, n], the latents' code points. Whoever walks has to set them before the next step.
+      indices: int [p, n], the latents' code points. The caller of `ContextModel.walk` sets them.
     """
 
     def __init__(self, channels, positions, classes):
@@ -112,7 +107,7 @@ class ContextModel:
         self.lengths = fixed_lengths(counts)
         self.features = features_of(self.lengths)
         self.order, self.thresholds, self.exponents = order, thresholds, exponents
-        # With more than 2047 code points weights are smaller, so that the sum of all stays below 2^38.
+        # With more than 2047 code points, weights are smaller, so that their sum stays below 2^38.
         self._shift = max(self.lengths.shape[1].bit_length() - 11, 0)
         self._maps, first = {}, 0
         for group, phase, known, predicted in map_shapes(len(order)):
@@ -130,17 +125,13 @@ class ContextModel:
 
     def _least_power(self, channel):
         """b times the channel's shortest length, int32 [Q, 1], in 1/256 bits."""
-        return (
-            self.exponents[channel, :, None].astype(np.int32) * self.lengths[channel].min()
-        ) // EXPONENT_UNIT
+        exponents = self.exponents[channel, :, None].astype(np.int32)
+        return exponents * self.lengths[channel].min() // EXPONENT_UNIT
 
     def symbol_weights(self, channel):
-        """Numbers proportional to the probabilities of a channel's code points: int32 [Q, K], at most
-        2^27.
-        """
-        lengths, place = np.unique(
-            self.lengths[channel], return_inverse=True
-        )  # few: most points were never chosen
+        """Weights proportional to the probabilities of a channel's code points: int32 [Q, K], up to 2^27."""
+        # There are few different lengths: most points were never chosen and have the same.
+        lengths, place = np.unique(self.lengths[channel], return_inverse=True)
         power = self.exponents[channel, :, None].astype(np.int32) * lengths // EXPONENT_UNIT
         power -= self._least_power(channel)
         return fixed_powers(power, self._shift).take(place, axis=1)
@@ -152,7 +143,7 @@ class ContextModel:
           shape: ints (N, h, w).
 
         Yields:
-          `Step`s. Set a step's `indices` before you ask for the next.
+          Step. Its `indices` must be set before the next one is requested.
 
         Raises:
           RuntimeError: a step was left without indices.
@@ -190,18 +181,16 @@ class ContextModel:
         return result.reshape(indices.shape)
 
     def scale(self, classes):
-        """The exponents b of classes uint8 [..., C]: float32 [..., C]. A length is b times that by counts,
-        plus log2 Z.
+        """The exponents b of classes uint8 [..., C]: float32 [..., C].
+
+        The code length of a latent is b times its length by counts, plus log2 Z.
         """
         return look_up(self.exponents / np.float32(EXPONENT_UNIT), classes)
 
     def bits(self, indices, classes):
         """Bits spent on every latent, float64 [..., C], of code points int and classes uint8 [..., C]."""
-        power = (
-            look_up(self.exponents, classes).astype(np.int64)
-            * look_up(self.lengths, indices)
-            // EXPONENT_UNIT
-        )
+        exponents = look_up(self.exponents, classes).astype(np.int64)
+        power = exponents * look_up(self.lengths, indices) // EXPONENT_UNIT
         return power / UNIT + look_up(self.log_sums, classes)
 
 

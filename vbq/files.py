@@ -1,26 +1,33 @@
 """Files: written in one step, read without pickle, found by a pattern."""
 
 import contextlib
+import errno
+import functools
 import glob
+import io
 import os
 import secrets
-import struct
-import zipfile
-import zlib
+import stat
+import tempfile
 
 import numpy as np
 
 from vbq.command import UserError, reason
+
+# Formats that Pillow recognizes, but cannot decode without another program.
+_FOREIGN_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 @contextlib.contextmanager
 def atomic_write(path):
     """Yields a temporary path and renames it to `path` once the block has ended without an exception.
 
-    The temporary file lies beside `path`, under a hidden and unique name: what a killed process leaves behind
-      is
-    in nobody's way, and two processes do not disturb each other. It keeps the suffix of `path`, because some
+    The temporary file lies beside `path`. Its name is hidden, in case a killed process leaves it behind, and
+    unique, so that two processes do not disturb each other. It keeps the suffix of `path`, because some
     writers choose their format by the suffix.
+
+    A symbolic link is followed: the file that it names is replaced, and the link stays. A file that is not
+    regular, such as a FIFO or `/dev/null`, is written directly: `path` itself is yielded.
 
     Args:
       path: str or path-like, the file to write.
@@ -32,19 +39,85 @@ def atomic_write(path):
       UserError: the folder or the file cannot be written. An older file at `path` then stays as it was.
     """
     path = os.fspath(path)
-    folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    temporary = os.path.join(folder, f".{stem}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    temporary = None
     try:
+        if _is_special(path):
+            yield path
+            return
+        target = os.path.realpath(path)
+        folder, name = os.path.split(target)
+        stem, suffix = os.path.splitext(name)
+        temporary = os.path.join(folder, f".{stem}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())  # without it, a power cut could leave an empty file under the new name
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+
+
+def _is_special(path):
+    """Whether `path` exists and is not a regular file; raises an OSError if it is a directory."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return not stat.S_ISREG(mode)
+
+
+def check_output(path, inputs=(), endings=None):
+    """Checks, before any work, that a file can be written and replaces no input.
+
+    Args:
+      path: str or path-like, the file to write.
+      inputs: iterable of paths that are read.
+      endings: tuple of str such as `('.vbq',)`, in small letters: the name must end in one of them, in small
+        letters or capitals. None for any name. A file that is not regular, such as a FIFO, may have any name.
+
+    Raises:
+      UserError: the path is a directory; its folder is missing or cannot be written to; it is one of the
+        inputs, also through a link or in another spelling; or it has none of the endings.
+    """
+    path = os.fspath(path)
+    try:
+        special = _is_special(path)
+    except IsADirectoryError as error:
+        raise UserError(f"cannot write {path}: it is a directory, name a file in it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    for other in inputs:
+        if _same_file(path, os.fspath(other)):
+            raise UserError(f"cannot write {path}: it is an input (name another file to write)")
+    if special:
+        return
+    if not path:
+        raise UserError("cannot write a file without a name")
+    if endings and not path.lower().endswith(tuple(endings)):
+        raise UserError(f"cannot write {path}: its name should end in {' or '.join(endings)}")
+    if path.endswith(os.sep):
+        raise UserError(f"cannot write {path}: it names a folder, which does not exist")
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"cannot write {path}: there is no folder {folder}")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {folder} is not writable: {reason(error)}") from error
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise UserError(f"cannot write {path}: it is write-protected")
+
+
+def _same_file(path, other):
+    with contextlib.suppress(OSError):
+        if os.path.samefile(path, other):
+            return True
+    return os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other))
 
 
 def save_npz(path, arrays, compressed=False):
@@ -63,8 +136,14 @@ def save_npz(path, arrays, compressed=False):
     for name, value in arrays.items():
         if value.dtype.hasobject:  # NumPy would pickle it without a warning
             raise TypeError(f"array {name!r} holds Python objects")
+    save = np.savez_compressed if compressed else np.savez
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        (np.savez_compressed if compressed else np.savez)(file, **arrays)
+        if temporary == os.fspath(path):  # a FIFO or the like, in which the writer cannot go back
+            buffer = io.BytesIO()
+            save(buffer, **arrays)
+            file.write(buffer.getvalue())
+        else:
+            save(file, **arrays)
 
 
 def load_npz(path):
@@ -84,19 +163,68 @@ def load_npz(path):
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f"{name} is not an array")
+            return arrays
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+    except Exception as error:  # no list of what NumPy, zipfile and zlib raise on damaged data is complete
         raise UserError(f"{path} is damaged or not an .npz file: {reason(error)}") from error
 
 
+def open_npy(path):
+    """Opens the array of an `.npy` file without reading it.
+
+    Args:
+      path: str or path-like.
+
+    Returns:
+      Array, a read-only memory map if it has any elements.
+
+    Raises:
+      UserError: the file is missing, shorter than its header says, holds pickled objects, or is not an
+        `.npy` file.
+    """
+    try:
+        with np.errstate(over="ignore"):  # a header can claim more elements than there are integers
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("it is an .npz file")
+        return array
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except Exception as error:  # as above
+        why = reason(error)
+        if "mmap length" in why:
+            why = "it is shorter than its header says"
+        raise UserError(f"{path} is damaged or not an .npy file: {why}") from error
+
+
+def is_npy(path):
+    """Whether a path, str or path-like, ends in `.npy`, in small letters or capitals."""
+    return os.fspath(path).lower().endswith(".npy")
+
+
+@functools.lru_cache(maxsize=1)
+def image_endings():
+    """Returns the endings of the image files that can be read, a set of str such as '.png'; '.npy' is one."""
+    from PIL import Image  # here, because `--help` should not wait for it
+
+    Image.init()
+    readable = Image.OPEN.keys() - _FOREIGN_FORMATS
+    return {".npy"} | {ending for ending, kind in Image.EXTENSION.items() if kind in readable}
+
+
 def find_images(pattern):
-    """Finds the files that match a glob.
+    """Finds the files that match a glob, or the images in a folder.
 
     Args:
       pattern: str, a glob in which `**` stands for any folders. The name of an existing file stands for that
-        file, whatever characters it has.
+        file, and the name of an existing folder for the image files in it (those with an ending of
+        `image_endings`, not in folders below it), whatever characters the names have.
 
     Returns:
       Sorted list of paths.
@@ -107,7 +235,24 @@ def find_images(pattern):
     pattern = os.path.expanduser(pattern)
     if os.path.isfile(pattern):
         return [pattern]
+    if os.path.isdir(pattern):
+        return _images_in(pattern)
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
     paths = sorted(filter(os.path.isfile, glob.iglob(pattern, recursive=True)))
     if not paths:
         raise UserError(f"no image files match {pattern}")
+    return paths
+
+
+def _images_in(folder):
+    paths = (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith("."))
+    paths = [
+        path
+        for path in paths
+        if os.path.splitext(path)[1].lower() in image_endings() and os.path.isfile(path)
+    ]
+    if not paths:
+        raise UserError(f"no image files are in the folder {folder}")
     return paths

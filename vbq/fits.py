@@ -1,9 +1,9 @@
-"""The saved fits of a run: who they are, which one serves, and where a new one goes.
+"""The saved fits of a run: their identity, which one serves, and where a new one is saved.
 
-A fit has one identity: a digest of its content and of the model's weights. It stands in the result files, in
-the shards, and (its first 8 bytes) in .vbq files. So that nothing that was written with a fit loses it, a fit
-is never overwritten by another one: a new fit goes beside it, as NAME-fit=IDENTITY.npz. Which one bears the
-plain name, NAME.npz, is said in `FitStore.save`.
+A fit has one identity: a digest of its content and of the model's weights. Result files and shards hold it;
+.vbq files hold its first 8 bytes. A fit is never overwritten by another one, because files may depend on it.
+A new fit goes beside it, as NAME-fit=IDENTITY.npz. `FitStore.save` decides which one gets the plain name,
+NAME.npz.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from vbq.priors import DeepFactorizedPrior
 DEFAULT_MAX_BITS = 10
 DEFAULT_LAMBS = tuple(2.0 ** np.linspace(-8, 7, 16))
 DEFAULT_LEVELS = (2, 4, 6, 8, 16, 32, 64, 128, 256)
-IDENTITY_DIGITS = 16  # of an identity, in file names
+IDENTITY_DIGITS = 16  # hexadecimal digits of an identity in a file name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +30,19 @@ class FitOptions:
     """What a fit depends on besides the model and the validation images: the flags of `post_process.py`."""
 
     max_bits: int = DEFAULT_MAX_BITS
-    lambs: tuple = DEFAULT_LAMBS
-    levels: tuple = DEFAULT_LEVELS
+    lambs: tuple = DEFAULT_LAMBS  # of float, nats of distortion that a bit is worth
+    levels: tuple = DEFAULT_LEVELS  # of int, numbers of code points of the baselines
     passes: int = 2
     contexts: bool = False
     seed: int = 0
 
 
 class SavedFit:
-    """What has been fitted to validation latents and is kept in a file.
+    """Something that was fitted to validation latents and is kept in a file.
 
     Attributes:
-      provenance: dict of str or int that is saved with it: `model_fingerprint`, `validation`, and `seed`
-        where it matters.
+      provenance: dict of str or int that is saved with it: `model_fingerprint`, `validation`, and `seed` if
+        the fit depends on it.
     """
 
     compressed_file = False  # whether its file is deflated
@@ -66,14 +66,17 @@ class SavedFit:
 
     @classmethod
     def from_arrays(cls, arrays):
-        """Rebuilds a fit from a dict; what `arrays` did not write is provenance."""
+        """Rebuilds a fit from a dict of the arrays of `arrays` and of the provenance."""
         raise NotImplementedError
 
     def identity(self, model_fingerprint=None):
-        """SHA-256, in hexadecimal, of what decoding depends on.
+        """The SHA-256 of everything that decoding depends on.
 
         Args:
           model_fingerprint: str, `Run.fingerprint`; by default that of the provenance.
+
+        Returns:
+          str, 64 hexadecimal digits.
         """
         if model_fingerprint is None:
             model_fingerprint = self.provenance.get("model_fingerprint")
@@ -119,22 +122,26 @@ class Fit(NamedTuple):
 class FitStore:
     """The fits in a run's directory."""
 
-    def __init__(self, path, model_fingerprint):
-        """Takes the run's directory, and `Run.fingerprint`."""
-        self.path, self.model_fingerprint = path, model_fingerprint
+    def __init__(self, path, model_fingerprint, new_path=None):
+        """Opens a store.
 
-    def _file(self, name):
-        return os.path.join(self.path, name + ".npz")
+        Args:
+          path: str, the run's directory.
+          model_fingerprint: str, `Run.fingerprint`.
+          new_path: str, another directory with fits of the run, where new ones are saved, for a run on a
+            read-only disk.
+        """
+        self.path, self.model_fingerprint, self.new_path = path, model_fingerprint, new_path or path
 
-    def _names(self):
-        """Names, without ending, of the `.npz` files that are there."""
-        return [name.removesuffix(".npz") for name in os.listdir(self.path) if name.endswith(".npz")]
-
-    def _load(self, kind, name):
-        return _load_cached(kind, self._file(name), os.stat(self._file(name)).st_mtime_ns)
+    def _files(self):
+        """Paths of the `.npz` files that are there; those in the directory of new fits come first."""
+        folders = dict.fromkeys([self.new_path, self.path])
+        return [
+            os.path.join(f, name) for f in folders for name in sorted(os.listdir(f)) if name.endswith(".npz")
+        ]
 
     def find(self, kind, options, validation=None):
-        """Finds a fit that serves.
+        """Finds a saved fit that serves the options.
 
         Args:
           kind: subclass of `SavedFit`.
@@ -142,20 +149,21 @@ class FitStore:
           validation: str, label of the validation images that it must be fitted to; None for any.
 
         Returns:
-          Fit, or None; and a list of str, why files that are there do not serve.
+          Fit, or None; and a list of str, the reasons why the files that were tried do not serve.
         """
         name, reasons = kind.file_name(options), []
-        beside = sorted(other for other in self._names() if other.startswith(f"{name}-fit="))
-        for candidate in [name] * os.path.exists(self._file(name)) + beside:
+        plain = [path for path in self._files() if _name_of(path) == name]
+        beside = [path for path in self._files() if _name_of(path).startswith(f"{name}-fit=")]
+        for path in plain + beside:
             try:
-                fit = self._load(kind, candidate)
+                fit = _load(kind, path)
             except UserError as error:
                 reasons.append(str(error))
                 continue
             differs = self.unmet(fit, options, validation)
             if not differs:
-                return Fit(fit, candidate), reasons
-            reasons.append(f"{candidate}.npz differs in {' and '.join(differs)}")
+                return Fit(fit, _name_of(path)), reasons
+            reasons.append(f"{_name_of(path)}.npz differs in {' and '.join(differs)}")
         return None, reasons or [f"there is no {name}.npz"]
 
     def unmet(self, fit, options, validation=None):
@@ -169,12 +177,12 @@ class FitStore:
         return differs
 
     def save(self, fit, options, rebuild=False):
-        """Saves a new fit; no fit is lost.
+        """Saves a new fit. No other fit is lost.
 
-        The fit takes the plain name if that is free, if it is to replace the one there (`rebuild`), if the
-        one there is of other weights, or if it has the default settings and the one there has not. The one
-        there then moves beside it. Otherwise the new fit goes beside. Only a damaged file is overwritten, and
-        only with `rebuild`.
+        If no file has the plain name, the new fit takes it. Otherwise the old fit gives the name up and moves
+        beside the new one in three cases: `rebuild` is given, the old fit is of other weights, or only the
+        new fit has the default settings. In all other cases the new fit is saved beside the old one. A
+        damaged file is overwritten with `rebuild` only.
 
         Args:
           fit: SavedFit.
@@ -183,22 +191,26 @@ class FitStore:
 
         Returns:
           Fit.
+
+        Raises:
+          UserError: the file cannot be written.
         """
         name = fit.file_name(options)
-        if os.path.exists(self._file(name)):
+        plain = os.path.join(self.new_path, name + ".npz")
+        if os.path.exists(plain):
             try:
-                occupant = self._load(type(fit), name)
+                occupant = _load(type(fit), plain)
             except UserError:
                 occupant = None
             if not self._gives_way(occupant, fit, options, rebuild):
                 name = _name_beside(name, fit)
             elif occupant is not None and occupant.identity() != fit.identity():
-                os.replace(self._file(name), self._file(_name_beside(name, occupant)))
-        fit.save(self._file(name))
+                os.replace(plain, os.path.join(self.new_path, _name_beside(name, occupant) + ".npz"))
+        fit.save(os.path.join(self.new_path, name + ".npz"))
         return Fit(fit, name)
 
     def _gives_way(self, occupant, fit, options, rebuild):
-        """Whether the fit that bears the plain name, or None if it is damaged, gives way to a new one."""
+        """Whether the fit with the plain name, None if it is damaged, gives that name up to a new fit."""
         if rebuild or occupant is None:
             return rebuild
         default = dataclasses.replace(
@@ -208,42 +220,54 @@ class FitStore:
         return stale or (not fit.unmet(default) and bool(occupant.unmet(default)))
 
     def usable(self, kind):
-        """Goes through the fits of a kind that are of this model's weights, the preferred ones first.
+        """Goes through the saved fits of a kind, the preferred ones first.
 
         Args:
-          kind: subclass of `SavedFit` with a method `rank` of file names: a tuple, or None for files that are
-            no fits.
+          kind: subclass of `SavedFit` with a method `rank` that maps a file name to a tuple, the sort key, or
+            to None if the file is not a fit of this kind.
 
         Yields:
-          Pairs of a `Fit` and None, or of None and a str, why a file is skipped.
+          A `Fit` of this model's weights and None; or None and a str, the reason why a file is skipped.
         """
-        names = [name for name in self._names() if kind.rank(name) is not None]
-        for name in sorted(names, key=lambda name: (kind.rank(name), name), reverse=True):
+        ranks = {path: kind.rank(_name_of(path)) for path in self._files()}
+        for path in sorted(
+            (path for path in ranks if ranks[path]), key=lambda path: (ranks[path], path), reverse=True
+        ):
             try:
-                fit = self._load(kind, name)
+                fit = _load(kind, path)
             except UserError as error:
                 yield None, str(error)
                 continue
             if fit.provenance.get("model_fingerprint") == self.model_fingerprint:
-                yield Fit(fit, name), None
+                yield Fit(fit, _name_of(path)), None
             else:
-                yield None, f"{name}.npz was fitted to other weights than this run's"
+                yield None, f"{_name_of(path)}.npz was fitted to other weights than this run's"
+
+
+def _name_of(path):
+    return os.path.basename(path).removesuffix(".npz")
 
 
 def _name_beside(name, fit):
     return f"{name}-fit={fit.identity()[:IDENTITY_DIGITS]}"
 
 
+def _load(kind, path):
+    """Loads a fit. The latest fits are cached until their files change."""
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError as error:  # a link to a file that is gone, for example
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return _load_cached(kind, path, changed)
+
+
 @functools.lru_cache(maxsize=4)
 def _load_cached(kind, path, _):
-    """Loads a fit once, however often a notebook needs it; the last argument is the time of the file's last
-    change.
-    """
     return kind.load(path)
 
 
 def digest_of(label):
-    """The digest of validation images in a label, which may also hold their name."""
+    """The part of a `Validation.label` after the name: it identifies the images by their content."""
     return label.split()[-1] if label else ""
 
 
@@ -279,15 +303,16 @@ class ValidationLatents:
       mean, std: float32 [N, h, w, C].
     """
 
-    def __init__(self, run, validation, rebuild=False):
+    def __init__(self, run, validation, store, rebuild=False):
         """Takes the images.
 
         Args:
           run: runs.Run.
           validation: validation.Validation.
+          store: FitStore, for the prior.
           rebuild: bool, whether to fit the prior again where a saved one would serve.
         """
-        self._run, self._validation, self._rebuild = run, validation, rebuild
+        self._run, self._validation, self._store, self._rebuild = run, validation, store, rebuild
         self.provenance = {"model_fingerprint": run.fingerprint, "validation": validation.label}
 
     @functools.cached_property
@@ -308,11 +333,18 @@ class ValidationLatents:
         return self._posterior[1]
 
     def code_points(self, max_bits, seed):
-        """Quantiles of the empirical prior, float64 [C, K]. Where no saved prior serves, one is fitted and
-        saved.
+        """Returns quantiles of the empirical prior: float64 [C, K].
+
+        If no saved prior serves, a new one is fitted and saved.
+
+        Args:
+          max_bits: int N; K = 2^(N+1) - 1.
+          seed: int, of the prior's initial weights.
+
+        Raises:
+          UserError: the latents are not finite, or the prior cannot be saved.
         """
-        store = FitStore(self._run.path, self._run.fingerprint)
-        options = FitOptions(max_bits=max_bits, seed=seed)
+        store, options = self._store, FitOptions(max_bits=max_bits, seed=seed)
         found, _ = (None, None) if self._rebuild else store.find(PriorFit, options, self._validation.label)
         if not found:
             note("fits the prior")

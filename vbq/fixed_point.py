@@ -1,15 +1,12 @@
-"""Logarithms and powers of two by integer arithmetic, so that encoder and decoder agree to the last bit on
-every machine.
-"""
+"""Logarithms and powers of two by integer arithmetic, which gives the same bits on every machine."""
 
 import numpy as np
 
 UNIT = 256  # code lengths are integers, in 1/256 bits
 WEIGHT_BITS = 27  # the largest weight that `fixed_powers` returns is 2^27
 
-_FRACTIONS = np.round(2.0 ** (WEIGHT_BITS - np.arange(UNIT) / UNIT)).astype(
-    np.int32
-)  # 2^27 .. 2^26; a test pins them
+# From 2^27 down to just above 2^26. A test pins them.
+_FRACTIONS = np.round(2.0 ** (WEIGHT_BITS - np.arange(UNIT) / UNIT)).astype(np.int32)
 
 
 def fixed_log2(x):
@@ -24,9 +21,7 @@ def fixed_log2(x):
     mantissa, exponent = np.frexp(np.asarray(x, np.float64))  # exact
     mantissa = (mantissa * 2.0**32).astype(np.uint64)
     result = np.asarray(exponent, np.int64) - 1
-    for _ in range(
-        UNIT.bit_length() - 1
-    ):  # squaring doubles the logarithm, whose next binary digit then shows
+    for _ in range(UNIT.bit_length() - 1):  # squaring doubles the logarithm: its next binary digit appears
         mantissa = mantissa * mantissa >> np.uint64(31)
         digit = mantissa >> np.uint64(32)
         mantissa >>= digit

@@ -1,4 +1,4 @@
-"""An image at any lambda: its posterior, its code points, its file, and the picture that they decode to.
+"""Compresses an image at any lambda, given a model and a fit, and decodes files.
 
 Axis letters: H, W pixels, h, w latent positions, C channels.
 """
@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vbq import tiling
-from vbq.bitstream import Header, check_pixels, pack, unpack
+from vbq.bitstream import Header, check_pixels, coded_bits, pack, unpack
 from vbq.code_points import LEAST_STD
 from vbq.command import UserError
+from vbq.images import check_rgb
 from vbq.quantizer import Posterior
 from vbq.rate_search import Point, bracket
 
@@ -30,12 +31,17 @@ class Codec:
     """
 
     def __init__(self, run, quantizer):
+        """Takes a run and a fit of its weights.
+
+        Raises:
+          UserError: the fit has another number of channels than the model, or too many lambdas.
+        """
         self.run, self.quantizer = run, quantizer
         lambs, channels, _ = quantizer.index_counts.shape
         if channels != run.num_channels or lambs > MOST_LAMBDAS:
             raise UserError(
-                f"{run.path}: the fit has {channels} channels and {lambs} lambdas, but the model has "
-                f"{run.num_channels} channels, and files know at most {MOST_LAMBDAS} lambdas; "
+                f"the fit has {channels} channels and {lambs} lambdas, but the model has "
+                f"{run.num_channels} channels, and a file can name at most {MOST_LAMBDAS} lambdas; "
                 "fit again with post_process.py"
             )
         self.fingerprint = bytes.fromhex(quantizer.identity(run.fingerprint))[:8]
@@ -92,12 +98,15 @@ class Codec:
 
 
 class Compressed(NamedTuple):
-    """A file, and how it came to be."""
+    """A file, and what it was made from."""
 
     data: bytes
     header: Header
     indices: np.ndarray  # int32 [h, w, C]
     estimated_bits: float  # of the stream, by the code lengths
+    # Whether a search had a target beyond what this model can reach with this image: a larger file than its
+    # largest, or a worse picture than its worst.
+    is_end: bool = False
 
     @property
     def bpp(self):
@@ -116,21 +125,28 @@ class Encoder:
     """
 
     def __init__(self, codec, image, joint_steps=0):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-            raise UserError(
-                f"an image should be uint8 [H, W, 3], but this is {image.dtype} {list(image.shape)}"
-            )
-        codec.latent_shape(*image.shape[:2])  # a UserError, if the image is too large
+        """Computes the image's posterior; the arguments are attributes of the class.
+
+        Raises:
+          UserError: the array is not an image, or the image is too large.
+        """
+        check_rgb(image)
+        codec.latent_shape(*image.shape[:2])  # checks the size
         self.codec, self.image, self.joint_steps = codec, image, joint_steps
         self.posterior = Posterior(*tiling.encode(codec.run, image), tiling.likelihood(codec.run, image))
 
     def quantize(self, lamb, lamb_index, joint_steps=0):
         """Chooses code points for lamb > 0, with the lengths of a lambda of the fit: int32 [h, w, C]."""
-        return self.codec.quantizer.encode_with(self.posterior, lamb, lamb_index, joint_steps)
+        return self.codec.quantizer.codebook(lamb_index).quantize(self.posterior, lamb, joint_steps)
 
     def bits(self, indices, lamb_index):
-        """Estimates the length of the stream, float: the sum of the code lengths."""
+        """The sum of the code lengths, float."""
         return float(self.codec.quantizer.codebook(lamb_index).bits(indices).sum(dtype=np.float64))
+
+    def estimated_bits(self, indices, lamb_index):
+        """Estimates the length of the stream, float: as `bits`, but with the range coder's own precision."""
+        bits = self.codec.quantizer.codebook(lamb_index).bits(indices)
+        return float(coded_bits(bits, self.codec.quantizer.code_points.shape[1]).sum(dtype=np.float64))
 
     def distortion(self, indices, lamb_index):
         """The distortion term, float: the sum of (z - mean)^2 / (2 std^2), in nats."""
@@ -140,8 +156,7 @@ class Encoder:
         return float(np.square(error, out=error).sum(dtype=np.float64)) / 2
 
     def best_lamb_index(self, lamb):
-        """Finds the lambda of the fit whose lengths suit the image best: with the least distortion + lamb *
-        bits.
+        """Finds the lambda of the fit whose lengths lead to the least cost, distortion + lamb * bits.
 
         The counts are those of many images. The lengths of a larger lambda suit an image that is smoother
         than most; those of a smaller lambda suit an image with more texture. The search starts at the nearest
@@ -181,6 +196,9 @@ class Encoder:
 
         Returns:
           Compressed.
+
+        Raises:
+          UserError: lamb is not a positive finite number.
         """
         if not 0 < lamb < math.inf:
             raise UserError(f"lambda should be a number > 0, but is {lamb}")
@@ -194,7 +212,7 @@ class Encoder:
         height, width, _ = self.image.shape
         header = Header(self.codec.fingerprint, width, height, lamb_index, float(lamb))
         data = pack(header, self.codec.quantizer.coder(lamb_index).encode(indices))
-        return Compressed(data, header, indices, self.bits(indices, lamb_index))
+        return Compressed(data, header, indices, self.estimated_bits(indices, lamb_index))
 
     def psnr(self, compressed):
         """Returns the PSNR (RGB), in dB, of what a file decodes to; infinite if that equals the image."""
@@ -209,11 +227,12 @@ class Encoder:
         """Finds the largest file of at most `target` bits per pixel.
 
         Returns:
-          Compressed; within 1 % of the target, except where files are so short that the next longer one is
-          too long.
+          Compressed, within 1 % of the target. Two cases differ. Very short files come in few sizes, so the
+          next longer one may exceed the target. If the model's largest file is smaller than the target, that
+          file is returned (`is_end`).
 
         Raises:
-          UserError: the fit's lambdas do not reach the target.
+          UserError: the model's smallest file is larger.
         """
         found = self._search(lambda file: file.bpp, target, -BPP_TOLERANCE * target, "bits per pixel")
         return max((point for point in found if point.value <= target), key=lambda point: point.value).result
@@ -222,17 +241,21 @@ class Encoder:
         """Finds the smallest file whose PSNR (RGB) is at least `target` dB, and usually at most 0.01 dB more.
 
         Returns:
-          Compressed.
+          Compressed. If even the model's worst picture is better than the target, its file is returned
+          (`is_end`).
 
         Raises:
-          UserError: the fit's lambdas do not reach the target.
+          UserError: the model's best picture is worse.
         """
         found = self._search(self.psnr, target, PSNR_TOLERANCE, "dB")
         return min((point for point in found if point.value >= target), key=lambda point: point.value).result
 
     def _search(self, measure, target, tolerance, unit):
+        """The two points of `rate_search.bracket`; their results are `Compressed`."""
+
         def at(lamb, lamb_index):
             compressed = self.compress(lamb, lamb_index, best=lamb_index is None)
             return Point(measure(compressed), lamb, compressed.header.lamb_index, compressed)
 
-        return bracket(at, self.codec.quantizer.lambs, target, tolerance, unit)
+        found = bracket(at, self.codec.quantizer.lambs, target, tolerance, unit)
+        return [p._replace(result=p.result._replace(is_end=found.is_end)) for p in (found.above, found.below)]

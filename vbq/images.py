@@ -1,44 +1,42 @@
 """Image files in and out, as 8-bit RGB."""
 
+import functools
+import io
+import logging
 import os
-import struct
-import zlib
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from vbq.command import UserError, reason
+from vbq.decoding import decode
+from vbq.files import check_output, is_npy, open_npy
+from vbq.samples import outside_unit_range, to_uint8
 
-# What Pillow's decoders and np.load raise on damaged data.
-_READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+__all__ = [
+    "center_crop",
+    "check_image_output",
+    "check_rgb",
+    "outside_unit_range",
+    "read_image",
+    "read_image_with_notes",
+    "to_uint8",
+    "writable_endings",
+]
 
-
-def to_uint8(x):
-    """Rounds intensities to 8 bits.
-
-    Args:
-      x: float array in [0, 1]; values outside are clipped.
-
-    Returns:
-      uint8 array in 0..255, of the shape of `x`. Halves are rounded to even.
-    """
-    return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
+# Pillow warns of damaged metadata, which nothing here needs, and of the reasons of the errors that it raises.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def read_image(path):
     """Reads an image file as 8-bit RGB, the way a viewer would show it.
 
     Grey and palette images are expanded, transparent images are laid on white, 16-bit images are rounded to 8
-    bits, and photographs are turned upright by their EXIF tag. An `.npy` file holds H x W x 3 values, uint8
-    or float in [0, 1].
+    bits, colours with an ICC profile are converted to sRGB, and photographs are turned upright by their EXIF
+    tag. Of an animation, the first frame is taken. An `.npy` file holds H x W x 3 values, uint8 or float in
+    [0, 1].
 
     Args:
       path: str or path-like.
@@ -49,41 +47,94 @@ def read_image(path):
     Raises:
       UserError: the file is missing, truncated or not an image, or holds an array of another kind.
     """
+    return read_image_with_notes(path)[0]
+
+
+def read_image_with_notes(path):
+    """Reads an image file as `read_image` does, and tells what was changed on the way.
+
+    Args:
+      path: str or path-like.
+
+    Returns:
+      uint8 array [H, W, 3]; and a list of str, such as "its transparency is laid on white". A message
+      puts the name of the file before them.
+
+    Raises:
+      UserError: as `read_image`.
+    """
     try:
-        if os.fspath(path).endswith(".npy"):
-            return _read_npy(path)
-        with Image.open(path) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        if is_npy(path):
+            return _read_npy(path), []
+        with open(path, "rb") as file:
+            return decode(file)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
-    except _READ_ERRORS as error:
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is damaged or not an image: its format is unknown") from error
+    except Exception as error:  # no list of what decoders raise on damaged data is complete
         raise UserError(f"{path} is damaged or not an image: {reason(error)}") from error
 
 
 def _read_npy(path):
-    array = np.load(path, allow_pickle=False)
+    """Reads an image, uint8 [H, W, 3], from an `.npy` file."""
+    array = open_npy(path)
     if array.ndim != 3 or array.shape[-1] != 3 or not array.size:
         raise ValueError(f"the array has shape {array.shape}, not H x W x 3")
     if array.dtype == np.uint8:
-        return array
+        return np.array(array)
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"the array is {array.dtype}, not float or uint8")
-    if not (array.min() >= 0 and array.max() <= 1):  # also true for NaN
-        raise ValueError(f"values from {array.min():.6g} to {array.max():.6g} are not floats in [0, 1]")
+    outside = outside_unit_range(array)
+    if outside is not None:
+        raise ValueError(f"it has the value {outside}, and should have floats in [0, 1]")
     return to_uint8(array)
 
 
-def _to_rgb(image):
-    """Converts a Pillow image of any mode to mode RGB."""
-    if image.mode[0] in "IF":  # 16 bits (I;16, I;16B, I) or float (F), which Pillow itself would clip at 255
-        values = np.asarray(image, np.float64) / (1 if image.mode == "F" else 65535)
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError("values are neither 16-bit integers nor floats in [0, 1]")
-        image = Image.fromarray(to_uint8(values))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+@functools.cache
+def _can_write(ending):
+    """Whether Pillow can write RGB images to files with this ending."""
+    Image.init()
+    kind = Image.EXTENSION.get(ending)
+    if kind not in Image.SAVE:
+        return False
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), kind)
+    except Exception:  # the format has no RGB images, or needs another program
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1)
+def writable_endings():
+    """Returns the endings of image files that Pillow can write, a sorted tuple of str such as '.png'."""
+    Image.init()
+    return tuple(ending for ending in sorted(Image.EXTENSION) if _can_write(ending))
+
+
+def check_image_output(path, inputs=()):
+    """Checks, before any work, that an image file can be written and replaces no input.
+
+    Args:
+      path: str or path-like, the image file to write.
+      inputs: iterable of paths that are read.
+
+    Raises:
+      UserError: as `vbq.files.check_output`; or Pillow cannot write an image with that ending.
+    """
+    ending = os.path.splitext(os.fspath(path))[1].lower()
+    if not _can_write(ending) and not os.path.isdir(path):
+        what = f"images that end in {ending}" if ending else "an image whose name has no ending"
+        raise UserError(f"cannot write {path}: Pillow cannot write {what}; use .png, for example")
+    check_output(path, inputs)
+
+
+def check_rgb(image):
+    """Raises a UserError if an array is not an image: uint8 [H, W, 3] with at least one pixel."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise UserError(f"an image should be uint8 [H, W, 3], but is {image.dtype} {list(image.shape)}")
 
 
 def center_crop(image, height, width):
@@ -94,7 +145,7 @@ def center_crop(image, height, width):
       height, width: int, pixels.
 
     Returns:
-      View of `image`, [height, width, ...]. Of an odd margin, the larger half is cut at the bottom and right.
+      View of `image`, [height, width, ...]. If a margin is odd, one more pixel is cut at the bottom or right.
 
     Raises:
       UserError: the image is smaller.

@@ -2,8 +2,8 @@
 
 Variational Bayesian Quantization rounds every latent on its own, by its posterior, as if the errors of the
 others did not matter. But in the decoded image the errors add up. Here every step decodes the latents and
-follows the gradient of the likelihood, so that a latent makes up for what others have lost. Model, code
-points, file format and decoder stay as they are; encoding takes longer.
+follows the gradient of the likelihood, so that latents compensate for each other's errors. Model, code
+points, file format and decoder stay as they are. Encoding takes longer.
 """
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy as np
 from vbq.code_points import LEAST_STD
 
 STEP_SIZE, MOMENTUM = 0.1, 0.5  # with a step size of 0.25, latents diverge together on some images
-DIVERGED = 1.5  # a cost so many times the least one ends a direction: back to the best, with a quarter of the step size
+# A cost above this many times the least cost counts as divergence. The next step then starts again from the
+# best latents, with a quarter of the step size.
+DIVERGED = 1.5
 
 
-def refine(codebook, indices, mean, std, lamb, likelihood, steps):
+def refine(codebook, indices, posterior, lamb, steps):
     """Lowers -log p(x | z) + lamb * bits, starting from quantized latents.
 
     Around latents z, the log-likelihood is approximated by a quadratic with the posterior's curvature 1 /
@@ -25,15 +27,15 @@ def refine(codebook, indices, mean, std, lamb, likelihood, steps):
     Args:
       codebook: codebook.Codebook.
       indices: int32 [h, w, C], code points to start from.
-      mean, std: float32 [h, w, C], the posterior.
+      posterior: Posterior, float32 [h, w, C]. Its likelihood is a function of latents float32 [h, w, C] that
+        returns -log p(x | z) up to a constant, in nats, and its gradient [h, w, C]; see `tiling.likelihood`.
       lamb: float > 0, nats of distortion that a bit is worth.
-      likelihood: function of latents float32 [h, w, C] that returns -log p(x | z) up to a constant, in nats,
-        and its gradient [h, w, C]; see `tiling.likelihood`.
-      steps: int, how many times to decode and quantize again.
+      steps: int, number of refinement steps: each quantizes again.
 
     Returns:
       int32 [h, w, C], the code points with the least cost of all steps.
     """
+    mean, std, likelihood = posterior
     variance = np.square(np.maximum(std, LEAST_STD))
     target, velocity, size = mean, np.zeros_like(mean), STEP_SIZE
     best, least = None, np.inf

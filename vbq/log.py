@@ -7,6 +7,7 @@ argparse's.) What a command
 computes is no log: it is printed.
 """
 
+import contextlib
 import logging
 import sys
 
@@ -21,8 +22,9 @@ class _Terminal(logging.Handler):
         is_warning = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if is_warning else ""
         file = sys.stderr if is_warning else sys.stdout
-        tqdm.write(prefix + record.getMessage(), file=file)
-        file.flush()
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to end a training
+            tqdm.write(prefix + record.getMessage(), file=file)
+            file.flush()
 
 
 def log_to_terminal(verbose=False):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vbq.threads import parallel
-from vbq.window import TRIM, Workspace, local_means
+from vbq.window import TRIM, Workspace, local_means, tiles
 
 MODES = {"RGB": (0, 1, 2), "Luma": (3,), "Chroma": (4, 5)}  # planes of each mode in R, G, B, Y, Cb, Cr
 METRIC_KEYS = tuple(
@@ -36,6 +36,10 @@ SCALE_WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
 # limit the result is within 1e-6 even if every position has the largest error.
 FLOAT32_POSITIONS = 2**16
 FLOAT32_LIMIT = 1.5
+
+# Of a larger image, the reference's statistics (72 bytes a pixel) are not kept, but computed for each
+# reconstruction anew.
+MOST_KEPT_POSITIONS = 2**22
 
 
 class ImageMetrics:
@@ -136,7 +140,9 @@ class _PlaneMetrics:
         self.reference = np.ascontiguousarray(reference)
         workspace = Workspace()
         images = _pyramid(reference.astype(np.float32), scales, workspace)[:scales]
-        self.scales = [_Scale(image, workspace) for image in images]
+        self.scales = [
+            _Scale(image, workspace, self.reference if image is images[0] else None) for image in images
+        ]
 
     def evaluate(self, reconstruction, workspace):
         """Measures a reconstruction, uint8 [H, W].
@@ -147,9 +153,7 @@ class _PlaneMetrics:
         error = workspace.array("error", self.reference.shape, np.float32)
         np.subtract(reconstruction, self.reference, out=error, dtype=np.float32)
         square_sum = 0.0
-        for top in range(
-            0, len(error), 256
-        ):  # a sum of 256 squares is an integer below 2^24: exact in float32
+        for top in range(0, len(error), 256):  # a sum of 256 squares is below 2^24: exact in float32
             rows = error[top : top + 256]
             squares = np.square(rows, out=workspace.array("squares", rows.shape, np.float32))
             square_sum += squares.sum(axis=0).sum(dtype=np.float64)
@@ -164,42 +168,70 @@ class _PlaneMetrics:
 
     def _needs_float64(self, errors):
         """Whether the first scale, in float32, could be wrong by 1e-6."""
-        k = min(2, len(errors) - 1)  # means of 4 x 4 pixels approximate those under the window
-        contrast = self.scales[0].contrast[:: 2**k, :: 2**k]
-        shift = errors[k][5 >> k :, 5 >> k :]  # from the middle of the first window on
+        # Means of 4 x 4 pixels (or of fewer, if there are no such) approximate those under the window.
+        k, contrast = min(2, len(errors) - 1), self.scales[0].sparse_contrast
+        shift = errors[k][5 >> k :: 4 >> k, 5 >> k :: 4 >> k]  # from the middle of the first window on
         shift = shift[: contrast.shape[0], : contrast.shape[1]]
         return np.mean(np.square(shift) / contrast[: shift.shape[0], : shift.shape[1]]) > FLOAT32_LIMIT
 
 
 class _Scale:
-    """Local statistics of a reference plane at one scale."""
+    """Local statistics of a reference plane at one scale.
 
-    def __init__(self, x, workspace):
-        """Takes the plane, float32 [H, W]."""
-        self.twice_x = 2 * x  # exact
-        self.shape = x.shape[0] - TRIM, x.shape[1] - TRIM
+    Attributes:
+      sparse_contrast: float [h / 4, w / 4], 2 var(x) + C2 at every fourth position of every fourth row.
+    """
+
+    def __init__(self, x, workspace, pixels=None):
+        """Takes the plane.
+
+        Args:
+          x: float32 [H, W].
+          workspace: Workspace.
+          pixels: uint8 [H, W], equal to x, where there are such.
+        """
+        self.image_shape, self.shape = x.shape, (x.shape[0] - TRIM, x.shape[1] - TRIM)
         self.positions = self.shape[0] * self.shape[1]
+        is_large = self.positions > MOST_KEPT_POSITIONS
+        self.pixels = pixels if is_large else None
+        self.twice_x = 2 * x if self.pixels is None else None  # exact
         self.dtype = np.float64 if self.positions < FLOAT32_POSITIONS else np.float32
-        self.twice_mean, self.contrast, self.luminance = self.statistics(self.dtype, workspace)
+        kept = None if is_large else np.empty((3, *self.shape), self.dtype)
+        self.sparse_contrast = np.empty([-(-side // 4) for side in self.shape], self.dtype)
+        for here, statistics in self._compute(self.dtype, workspace):
+            if kept is not None:
+                kept[:, here[0], here[1]] = statistics
+            first = [-(-part.start // 4) for part in here]  # of the sparse positions that are in the tile
+            sparse = statistics[1][4 * first[0] - here[0].start :: 4, 4 * first[1] - here[1].start :: 4]
+            rows, columns = (slice(start, start + n) for start, n in zip(first, sparse.shape))
+            self.sparse_contrast[rows, columns] = sparse
+        self.kept = kept
 
-    def statistics(self, dtype, workspace):
-        """Returns 2 mean(x), 2 var(x) + C2 and 2 mean(x)^2 + C1 at all positions, computed in float64.
+    def _twice_x(self, here, workspace):
+        """Twice the plane at a pair of slices, float32; the next call overwrites it."""
+        if self.pixels is None:
+            return self.twice_x[here]
+        part = self.pixels[here]
+        return np.multiply(part, np.float32(2), out=workspace.array("twice x", part.shape, np.float32))
+
+    def _compute(self, dtype, workspace):
+        """Computes the statistics tile by tile, in float64.
 
         Args:
           dtype: NumPy type of the result.
           workspace: Workspace.
 
-        Returns:
-          Array [3, h, w].
+        Yields:
+          The place of a tile, a pair of slices; and 2 mean(x), 2 var(x) + C2 and 2 mean(x)^2 + C1, [3, h, w].
         """
 
         def fill(stack, here):
-            stack[0] = self.twice_x[here]
+            stack[0] = self._twice_x(here, workspace)
             np.square(stack[0], out=stack[1])
 
-        result = np.empty((3, *self.shape), dtype)
-        for here, (mean, square) in local_means(fill, self.twice_x.shape, 2, np.float64, workspace):
-            twice_mean, contrast, luminance = result[:, here[0], here[1]]
+        for here, (mean, square) in local_means(fill, self.image_shape, 2, np.float64, workspace):
+            result = workspace.array("statistics", (3, *mean.shape), dtype)
+            twice_mean, contrast, luminance = result
             twice_mean[:] = mean
             np.square(mean, out=mean)
             square -= mean
@@ -207,7 +239,15 @@ class _Scale:
             np.add(square, C2, out=contrast, casting="same_kind")
             mean /= 2
             np.add(mean, C1, out=luminance, casting="same_kind")
-        return result
+            yield here, result
+
+    def _statistics(self, dtype, workspace):
+        """Yields what `_compute` does, from memory where it is kept."""
+        if self.kept is None or dtype != self.dtype:
+            yield from self._compute(dtype, workspace)
+        else:
+            for here in tiles(self.image_shape):
+                yield here, self.kept[:, here[0], here[1]]
 
     def losses(self, d, precise, workspace):
         """Returns the means over all positions of 1 - contrast and of 1 - luminance * contrast.
@@ -224,24 +264,23 @@ class _Scale:
         def fill(stack, here):
             stack[0] = d[here]
             np.square(stack[0], out=stack[1])
-            np.multiply(stack[0], self.twice_x[here], out=stack[2])
+            np.multiply(stack[0], self._twice_x(here, workspace), out=stack[2])
 
         dtype = np.float64 if precise else self.dtype
-        twice_mean_x, contrast_x, luminance_x = self.twice_mean, self.contrast, self.luminance
-        if dtype != self.dtype:  # rare, and the arrays are too large to keep
-            twice_mean_x, contrast_x, luminance_x = self.statistics(dtype, workspace)
         contrast_loss = luminance_loss = both = 0.0
-        for here, (mean, loss, divisor) in local_means(fill, d.shape, 3, dtype, workspace):
+        errors = local_means(fill, d.shape, 3, dtype, workspace)
+        for (_, (mean, loss, divisor)), (_, reference) in zip(errors, self._statistics(dtype, workspace)):
+            twice_mean_x, contrast_x, luminance_x = reference
             cross = workspace.array("cross", mean.shape, dtype)
-            np.multiply(twice_mean_x[here], mean, out=cross)
+            np.multiply(twice_mean_x, mean, out=cross)
             np.square(mean, out=mean)
             loss -= mean  # var(d)
             divisor -= cross  # 2 cov(x, d)
             divisor += loss
-            divisor += contrast_x[here]
+            divisor += contrast_x
             loss /= divisor  # 1 - contrast
             cross += mean
-            cross += luminance_x[here]
+            cross += luminance_x
             mean /= cross  # 1 - luminance
             # Summed along rows, then over the rows in float64: accurate also if the terms are float32.
             contrast_loss += np.einsum("ij->i", loss).sum(dtype=np.float64)

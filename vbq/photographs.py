@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import os
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,6 +43,7 @@ class Photographs:
           UserError: nothing matches the pattern, or no file that does can be used.
         """
         self.patchsize, self.budget = patchsize, budget
+        self._budget_lock = threading.Lock()  # of `budget` and `scaled`, which all threads change
         self.items = []  # arrays [H, W, 3]; paths from the photograph on that exceeds the budget
         self.scaled = {}  # (number of the item, tenths of its size) to uint8 array
         paths = find_images(pattern)
@@ -94,9 +96,10 @@ class Photographs:
         if scaled is None:
             sides = [max(self.patchsize, round(side * tenths / 10)) for side in pixels.shape[1::-1]]
             scaled = np.asarray(Image.fromarray(pixels).resize(sides, Image.Resampling.LANCZOS))
-            if scaled.nbytes <= self.budget:  # approximate: another thread may see the same room
-                self.budget -= scaled.nbytes
-                self.scaled[i, tenths] = scaled
+            with self._budget_lock:
+                if (i, tenths) not in self.scaled and scaled.nbytes <= self.budget:
+                    self.budget -= scaled.nbytes
+                    self.scaled[i, tenths] = scaled
         return scaled
 
     def crop(self, seed, number, flip=False, min_scale=1.0):
@@ -157,11 +160,13 @@ def read_photograph(path):
     Raises:
       UserError: the file is missing, damaged, or no photograph.
     """
-    if not path.endswith(".npy") or os.path.getsize(path) <= MAPPED_BYTES:
-        return read_image(path)
     try:
+        if not path.lower().endswith(".npy") or os.path.getsize(path) <= MAPPED_BYTES:
+            return read_image(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{path} is damaged or not an .npy file: {reason(error)}") from error
     is_float = np.issubdtype(array.dtype, np.floating)
     if array.ndim != 3 or array.shape[2] != 3 or not (is_float or array.dtype == np.uint8):

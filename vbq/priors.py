@@ -22,9 +22,7 @@ _CHANNELS_PER_TASK = 16  # fitted or inverted together, so that their arrays fit
 # The fit.
 _POINTS = 400  # the samples of a channel are grouped at this many quantiles and at this many equal widths
 _RESOLUTION = 1e-3  # width of a sample's interval, relative to the scale of the channel
-_MIN_SCALE = (
-    1e-5  # scale of a constant channel, relative to max(1, |value|): what float32 latents can resolve
-)
+_MIN_SCALE = 1e-5  # of a constant channel, relative to max(1, |value|): float32 latents can resolve it
 _RIDGE = 1e-7  # nats per squared parameter; gives flat directions of the likelihood a minimum
 _TOLERANCE = 1e-6  # nats per sample; a channel has converged when its fit gains less than that
 _MAX_STEPS = 1000
@@ -69,9 +67,8 @@ class DeepFactorizedPrior:
         probabilities = np.asarray(probabilities, np.float64)
         targets = np.log(probabilities) - np.log1p(-probabilities)
         slack = tolerance / (probabilities * (1 - probabilities))  # the tolerance, converted to logits
-        blocks = parallel(
-            lambda c: _invert(self.parameters[c], targets, slack), _blocks(len(self.parameters))
-        )
+        channels = _blocks(len(self.parameters))
+        blocks = parallel(lambda c: _invert(self.parameters[c], targets, slack), channels)
         return np.concatenate(blocks)
 
     @classmethod
@@ -83,7 +80,7 @@ class DeepFactorizedPrior:
           seed: int, of the random initial biases, which must differ between the units of a layer.
 
         Returns:
-          A `DeepFactorizedPrior` of the samples as they are; only the fit itself standardizes them.
+          A `DeepFactorizedPrior` of the samples.
         """
         initial = _initial_parameters(samples.shape[1], seed)
         blocks = parallel(lambda c: _fit(samples[:, c], initial[c]), _blocks(samples.shape[1]))

@@ -21,14 +21,16 @@ class Quantizer(SavedFit):
     Attributes:
       label: str, its name in tables and plots.
       settings: array [S] of what can be passed as `setting`: the trade-offs, or the numbers of levels.
+      writes_files: bool, whether `codec.py` has a file format for it, see `file_bits`.
       provenance: dict, see `SavedFit`.
     """
 
     label = ""
+    writes_files = False
 
     @classmethod
     def result_name(cls, options, joint_steps):
-        """What the name of a result file starts with."""
+        """The start of the name of a result file."""
         return cls.file_name(options)
 
     @classmethod
@@ -60,15 +62,13 @@ class Quantizer(SavedFit):
         raise NotImplementedError
 
     def bits(self, indices, setting):
-        """Bits spent on every latent, [..., C]: the rate that is reported (BPP)."""
+        """Bits spent on every latent, float [..., C], of int indices: the rate that is reported (BPP)."""
         raise NotImplementedError
 
     def bit_length_bits(self, indices, setting):
-        """Bits, [..., C], if a code point were sent as its bit length, coded, and as many raw bits
-        (BPPCL).
-        """
+        """Bits, [..., C], if each code point cost its bit length n plus the code length of n (BPPCL)."""
         return self.bits(indices, setting)
 
     def file_bits(self, indices, setting):
-        """Bits of the file that `codec.py` writes, for indices [h, w, C]; None if there is no file format."""
-        return None
+        """Bits, int, of the file that `codec.py` writes for int indices [h, w, C]; needs `writes_files`."""
+        raise NotImplementedError

@@ -1,8 +1,14 @@
-"""The record of a training: `args.json` has its flags, and `record.txt` has a paragraph for every start."""
+"""The record of a training: `args.json` has its flags, and `record.txt` has a paragraph for every start.
+
+Where a start went on with other flags than the one before, `args.json` has two more keys: `first_step`, the
+step at which the flags in the file began, and `history`, the list of the earlier flags, oldest first, each
+with its own `first_step`.
+"""
 
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -11,23 +17,120 @@ from importlib import metadata
 
 from vbq.command import UserError, reason
 from vbq.files import atomic_write
+from vbq.threads import cores
 
 PACKAGES = ("tensorflow", "tensorflow-compression", "numpy", "pillow")  # those that decide the results
 
+# Flags that do not change the result, so that a run may go on with other ones. The last line has those of
+# `tools/train_torch.py`.
+FREE_FLAGS = {
+    *("verbose", "checkpoint_dir", "log_dir", "preprocess_threads", "save_checkpoint_secs"),
+    *("save_summary_secs", "strategy"),
+    *("compile", "device", "max_seconds", "part_mb", "dense_below"),
+}
+_PRIOR_FLAGS = {"prior_lr", "prior_init_scale"}  # free without a learned prior
 
-def write_flags(run_dir, flags):
-    """Makes the run directory, if need be, and its `args.json`.
+
+def changed_flags(earlier, flags):
+    """Compares flags, and leaves out those that do not change the result.
+
+    Args:
+      earlier, flags: dicts of names to values. A name that one of them lacks is ignored.
+
+    Returns:
+      List of str, such as "--batchsize 4 -> 8".
+    """
+    free = FREE_FLAGS if flags.get("learned_prior") else FREE_FLAGS | _PRIOR_FLAGS
+    return [
+        f"--{name} {_shown(earlier[name])} -> {_shown(value)}"
+        for name, value in flags.items()
+        if name in earlier and name not in free and _plain(earlier[name]) != _plain(value)
+    ]
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value):
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "(none)" if value in (None, "") else str(value)
+
+
+def write_flags(run_dir, flags, first_step=None, defaults=None):
+    """Makes the run directory, if need be, and its `args.json`. Earlier flags that changed are kept in it.
 
     Args:
       run_dir: str.
       flags: dict of names to values that JSON can hold.
+      first_step: int, the step at which a run goes on that has a state; None for a new run.
+      defaults: dict of names to values, of flags that an older `args.json` may lack.
+
+    Returns:
+      str, a warning on what changed since the last start, one line; empty if nothing did.
 
     Raises:
       UserError: the file cannot be written.
     """
-    os.makedirs(run_dir, exist_ok=True)
+    try:
+        os.makedirs(run_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {run_dir}: {reason(error)}") from error
+    contents, warning = flags, ""
+    if first_step is not None and os.path.lexists(os.path.join(run_dir, "args.json")):
+        try:
+            contents, changes = _with_history(read_flags(run_dir), flags, first_step, defaults or {})
+            if changes:
+                warning = f"{run_dir}: goes on with other flags than before: {', '.join(changes)}"
+        except UserError as error:
+            warning = f"{error}; the file is replaced, and whether flags changed is not known"
     with atomic_write(os.path.join(run_dir, "args.json")) as path, open(path, "w", encoding="utf-8") as file:
-        json.dump(flags, file, indent=4, sort_keys=True)
+        json.dump(contents, file, indent=4, sort_keys=True)
+    return warning
+
+
+def _with_history(earlier, flags, first_step, defaults):
+    """Returns the new contents of `args.json`, and the changes (see `changed_flags`).
+
+    Flags that began at `first_step` or later have not trained anything that is still there: they are dropped.
+    """
+    history = earlier.pop("history", [])
+    began = {"first_step": 0, **earlier}
+    try:
+        history = [entry for entry in [*history, began] if entry["first_step"] < first_step]
+    except (TypeError, KeyError):  # of a file that was edited by hand
+        history = [{**began, "first_step": 0}]
+    last = history[-1] if history else began
+    changes = changed_flags({**defaults, **last}, flags)
+    if history and not changes:
+        first_step = history.pop()["first_step"]
+    if not history:
+        return flags, changes
+    return {**flags, "first_step": first_step, "history": history}, changes
+
+
+def neighbours(run_dir):
+    """Finds the runs beside a run whose names differ from its own in `last_step` only.
+
+    Args:
+      run_dir: str.
+
+    Returns:
+      List of the names of those that have a state, by rising `last_step`.
+    """
+    folder, name = os.path.split(run_dir)
+    stem, end = re.fullmatch(r"(.*?)(last_step=\d+)?", name, re.DOTALL).groups()
+    if not end or not os.path.isdir(folder or "."):
+        return []
+    found = []
+    for other in os.listdir(folder or "."):
+        path = os.path.join(folder, other)
+        if other != name and other.startswith(stem) and re.fullmatch(r"last_step=\d+", other[len(stem) :]):
+            files = os.listdir(path) if os.path.isdir(path) else []
+            if any(file == "weights.npz" or file.endswith(".index") for file in files):
+                found.append(other)
+    return sorted(found, key=lambda other: int(other.rpartition("=")[2]))
 
 
 def read_flags(run_dir):
@@ -52,29 +155,31 @@ def read_flags(run_dir):
     return flags
 
 
-def write_record(run_dir, flags, first_step, num_photographs):
-    """Writes `args.json`, and appends to `record.txt` how this start came to be.
+def append_record(run_dir, flags, first_step, num_photographs):
+    """Appends to `record.txt` how this start came to be.
 
     Args:
-      run_dir: str; made if it is not there.
+      run_dir: str.
       flags: dict of names to values that JSON can hold.
       first_step: int, the step at which this start begins.
       num_photographs: int, how many photographs it trains on.
 
     Raises:
-      UserError: `args.json` cannot be written.
-      OSError: `record.txt` cannot.
+      UserError: the file cannot be written.
     """
-    write_flags(run_dir, flags)
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    with open(os.path.join(run_dir, "record.txt"), "a", encoding="utf-8") as file:
-        file.write(
-            f"{now}: start at step {first_step}, {num_photographs} photographs\n"
-            f"  command: {shlex.join([sys.executable, *sys.argv])}\n"
-            f"  flags: {json.dumps(flags, sort_keys=True)}\n"
-            f"  code: git commit {_git_commit()}\n"
-            f"  versions: {_versions()}\n"
-        )
+    path = os.path.join(run_dir, "record.txt")
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(
+                f"{now}: start at step {first_step}, {num_photographs} photographs\n"
+                f"  command: {shlex.join([sys.executable, *sys.argv])}\n"
+                f"  flags: {json.dumps(flags, sort_keys=True)}\n"
+                f"  code: git commit {_git_commit()}\n"
+                f"  versions: {_versions()}\n"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def _git_commit():
@@ -90,4 +195,4 @@ def _git_commit():
 def _versions():
     """One line on Python, the packages that decide the results, and the machine."""
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return f"Python {platform.python_version()}, {packages}; {platform.platform()}, {os.cpu_count()} cores"
+    return f"Python {platform.python_version()}, {packages}; {platform.platform()}, {cores()} cores"

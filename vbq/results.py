@@ -3,6 +3,7 @@
 Axis letters: I images, S settings.
 """
 
+import collections
 import os
 
 import numpy as np
@@ -21,25 +22,48 @@ def results_path(folder, name, shard=None):
     return os.path.join(folder, f"{name}-compression_results{part}.npz")
 
 
-def as_arrays(fit, settings, files, records):
+def distinct_names(paths):
+    """The names of image files for `compressed_files`.
+
+    A name is a base name. Equal base names are preceded by as much of the path as tells them apart.
+
+    Args:
+      paths: list of str, different from each other.
+
+    Returns:
+      List of str, in the same order.
+    """
+    parts = [os.path.normpath(path).split(os.sep) for path in paths]
+    names = [os.path.join(*path[-1:]) for path in parts]
+    for length in range(2, max(map(len, parts), default=0) + 1):
+        counts = collections.Counter(names)
+        if len(counts) == len(names):
+            break
+        names = [
+            os.path.join(*path[-length:]) if counts[name] > 1 else name for path, name in zip(parts, names)
+        ]
+    return names
+
+
+def as_arrays(fit, settings, files, records, keys=MEASURES):
     """The arrays of a result file, with the original's keys.
 
     Args:
       fit: fits.Fit.
       settings: list of S settings.
-      files: list of I names.
+      files: list of I names; I is 0 in a shard without images.
       records: list by image of lists by setting of dicts of measures, which may have a uint8
         "reconstruction".
+      keys: sequence of str, the measures to keep.
 
     Returns:
-      dict of `settings` [S], `compressed_files` [I], `quantizer_path`, `fit` (the identity of the fit); and
-      float64 [I, S] for each measure: `B` bits, `BPP` bits per pixel, `BPPCL` the same by bit lengths, `BPL`
-        bits per latent, and `METRIC_KEYS`.
-      `reconstructions` is empty, or uint8 [I, S, H, W, 3] with smaller images padded by 0; then there are
-      `sizes` [I, 2], too.
+      dict with `settings` [S], `compressed_files` [I], `quantizer_path` and `fit` (the identity of the fit);
+      float64 [I, S] for each measure: `B` bits, `BPP` bits per pixel, `BPPCL` bits per pixel by bit lengths,
+      `BPL` bits per latent, and `METRIC_KEYS`; and `reconstructions`, empty or uint8 [I, S, H, W, 3]. Smaller
+      images are padded by 0, and `sizes`, int [I, 2], then has the height and width of each.
     """
     kept = [
-        np.stack([record.pop("reconstruction") for record in image])
+        np.stack([record["reconstruction"] for record in image])
         for image in records
         if "reconstruction" in image[0]
     ]
@@ -47,19 +71,16 @@ def as_arrays(fit, settings, files, records):
     if kept:
         height, width = sizes.max(axis=0)
         kept = [np.pad(x, ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0))) for x in kept]
-    measures = {
-        key: np.array([[record[key] for record in image] for image in records]).reshape(
-            len(files), len(settings)
-        )
-        for key in (*MEASURES, FILE_KEY)
-        if key in records[0][0]
-    }
+    shape = len(files), len(settings)
     return {
         "settings": np.array(settings),
         "compressed_files": np.array(files, dtype=str),
         "quantizer_path": np.array(fit.name + ".npz"),
         "reconstructions": np.array(kept),
-        **measures,
+        **{
+            key: np.array([[r[key] for r in image] for image in records], float).reshape(shape)
+            for key in keys
+        },
         **({"sizes": sizes} if kept else {}),
         "fit": np.array(fit.quantizer.identity()),
     }
@@ -97,7 +118,9 @@ def merge(folder, names, files, count):
 
 def _check_shard(path, shard, first_path, first, files):
     """Raises a UserError if a shard does not belong with the first one, or has other images than `files`."""
-    if "fit" not in shard or str(shard["fit"]) != str(first.get("fit")):
+    if "fit" not in shard:
+        differs = "it does not say which fit it was evaluated with"
+    elif str(shard["fit"]) != str(first.get("fit")):
         differs = f"it was evaluated with another fit than {os.path.basename(first_path)}"
     elif shard.keys() != first.keys() or not np.array_equal(shard["settings"], first["settings"]):
         differs = f"it has other settings than {os.path.basename(first_path)}"

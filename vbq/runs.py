@@ -47,9 +47,8 @@ def load_run(checkpoint_dir, runname):
     if not state:
         raise UserError(f"{path}: has neither a checkpoint, model.ckpt-STEP.index, nor weights.npz")
     step, state_path, arrays = state
-    weights = named_weights(arrays, "average") or named_weights(arrays)
     try:
-        model = _build_model(config, weights)
+        model = _build_model(config, named_weights(arrays, "average") or named_weights(arrays))
     except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"{state_path}: the weights do not fit the model in args.json: {error}") from error
     return Run(path, flags, step, model)
@@ -60,7 +59,7 @@ def _build_model(config, weights):
     from vbq.transforms import VAE
 
     if not any(name.startswith("prior/") for name in weights):
-        # The original has other names for the variables of its prior. The transforms do not need it.
+        # The transforms do not need the prior.
         config = dataclasses.replace(config, learned_prior=False)
     model = VAE(config)
     model.set_named_weights(weights)
@@ -72,7 +71,7 @@ class Run:
 
     Attributes:
       path, name: str, the run's directory.
-      args: dict, its `args.json`.
+      args: dict, its `args.json`: the flags of its training, those that the latest start had.
       step: int, how many steps it was trained.
       model: vbq.transforms.VAE, whose kernels are computed only once.
       config: ModelConfig, that of the model.

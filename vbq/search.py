@@ -14,9 +14,9 @@ import numpy as np
 from vbq.code_points import distortion_weight, max_bits_of
 from vbq.threads import cores, parallel
 
-BLOCK_LATENTS = 1 << 16  # that a thread handles at a time
+BLOCK_LATENTS = 1 << 16  # latents that a thread searches at a time
 LAMB_RANGE = 1e-37, 1e30  # lambda is clipped to it, so that lamb * length is a positive finite float32
-COMPACT_BELOW = 0.7  # where a smaller share of the latents still descends, they are copied together
+COMPACT_BELOW = 0.7  # the latents that still descend are copied together when they are fewer than this share
 
 
 class SearchTrees:
@@ -47,6 +47,12 @@ class SearchTrees:
           order: float32 [C, K], ascending: the code points as they were placed.
           points: float32 [C, K], their values; pass `order` itself if none has moved.
           lengths: float32 [C, K], code lengths in bits; infinite for points that may not be chosen.
+
+        Returns:
+          SearchTrees.
+
+        Raises:
+          ValueError: K is not 2^(N+1) - 1.
         """
         max_bits = max_bits_of(order.shape[1])
         steps = [1 << (max_bits - n) for n in range(max_bits + 1)]
@@ -103,8 +109,7 @@ def cheapest(trees, mean, std, lamb):
 def descend(trees, mean, weight, lamb):
     """Does what `cheapest` does, in the calling thread, for a block of latents by channels.
 
-    Products with truth values replace `np.where`, which is several times slower on truth values without a
-    pattern.
+    Products with truth values replace `np.where`, which takes about 2.5 times as long on 32,768 random ones.
 
     Args:
       trees: SearchTrees.

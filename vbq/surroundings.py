@@ -13,7 +13,7 @@ positions of a phase.
 import numpy as np
 
 PHASES = 2
-FIRST_GROUP = 256  # the first group has one channel in so many
+FIRST_GROUP = 256  # the first group has 1/256 of the channels, at least one
 FEATURE_SHIFT = 5  # a feature is a code length in units of 32/256 = 1/8 bit
 MOST_FEATURE = 255
 
@@ -47,7 +47,7 @@ def weight_count(channels):
 
 
 def features_of(lengths):
-    """What predictions are made of: uint8, from code lengths in 1/256 bits."""
+    """The features of code lengths, int in 1/256 bits: uint8, same shape. Predictions are made from them."""
     return np.minimum(lengths >> FEATURE_SHIFT, MOST_FEATURE).astype(np.uint8)
 
 
@@ -72,8 +72,8 @@ class Surroundings:
         self.groups = len(self._bounds) - 1
         colour = np.indices(shape).reshape(len(shape), -1)[1:].sum(axis=0) % PHASES
         self.phases = [np.flatnonzero(colour == phase) for phase in range(PHASES)]
-        # Of the closed groups: features, their sums over 4 direct and over 4 diagonal neighbours. Nothing
-        # follows the last group.
+        # Of the closed groups: features, their sums over 4 direct and over 4 diagonal neighbours. The last
+        # group is left out, because no group follows it.
         self._closed = np.empty((len(colour), 3, self._bounds[-2]), np.uint16)
         self._start = self._end = 0
         self._features = self._sums = None  # of the open group
@@ -107,8 +107,9 @@ class Surroundings:
             self._closed[:, 2, self._start : self._end] = self._neighbour_sums(diagonal=True)
 
     def _neighbour_sums(self, diagonal):
-        """Sums of the open group's features over four neighbours, uint16 [P, n]. Images are reflected at
-        their edges.
+        """Sums of the open group's features over four neighbours: uint16 [P, n].
+
+        Images are reflected at their edges.
         """
         x = self._features.reshape(*self._shape, -1)
         rows, columns = (

@@ -1,8 +1,7 @@
-"""The transforms of an image of any size in bounded memory: tile by tile, with margins as wide as the
-receptive field.
+"""The transforms of an image of any size in bounded memory.
 
-The results equal those of the whole image at once, except for rounding. An image of up to 1024 x 1024 pixels
-is one tile.
+An image is transformed tile by tile, with margins as wide as the receptive field. The results equal those of
+the whole image at once, except for rounding. An image of up to 1024 x 1024 pixels is one tile.
 
 Axis letters: H, W pixels, h, w latent positions, C channels.
 """
@@ -29,10 +28,8 @@ def encode(run, image):
     mean, std = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for tile, padded, inside in tiles(run, *shape[:2]):
         part = image[pixels(padded, run.stride)]
-        mean[tile], std[tile] = (
-            latents[0][inside] for latents in run.encode(part[None])
-        )  # std: log-variance
-    std *= 0.5
+        mean[tile], std[tile] = (latents[0][inside] for latents in run.encode(part[None]))
+    std *= 0.5  # so far it holds the log-variance
     return mean, np.exp(std, out=std)
 
 
@@ -64,9 +61,9 @@ def likelihood(run, image):
       image: uint8 [H, W, 3].
 
     Returns:
-      Function of latents z, float32 [h, w, C]. It returns the squared error divided by twice the likelihood
-      variance, a float in nats, which is -log p(x | z) up to a constant; and its gradient by z, float32 [h,
-      w, C].
+      Function of latents z, float32 [h, w, C]. It returns -log p(x | z) up to a constant, a float in nats,
+      and its gradient by z, float32 [h, w, C]. The former is the squared error divided by twice the variance
+      of the likelihood.
     """
 
     def error_and_gradient(z):
@@ -93,8 +90,7 @@ def tiles(run, height, width, margins=1):
 
     Yields:
       Three pairs of slices: the tile among the latents; the tile with its margin, cut at the edges of the
-        image; and the tile
-      within the latter.
+      image; and the tile within the latter.
     """
     margin, most = margins * run.margin, max(1, TILE_PIXELS // run.stride)
     for rows in _cut(height, most, margin):

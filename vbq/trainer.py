@@ -1,10 +1,14 @@
 """A model in training: its variables, on the devices of a strategy, and the step that updates them."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
-from vbq.checkpoints import Saver, latest_state, literal, named_weights
+from vbq.checkpoints import Saver, is_ours, latest_state, literal, named_weights
 from vbq.command import UserError
+from vbq.config import LAYER_LISTS
+from vbq.record import read_flags
 from vbq.transforms import VAE
 
 METRICS = ("loss", "elbo", "likelihood", "kl", "mse", "psnr")
@@ -87,25 +91,65 @@ class Trainer:
         Args:
           run_dir: str.
 
+        Returns:
+          bool, whether there is a state.
+
         Raises:
           UserError: all states are damaged, or the latest does not fit the model.
         """
         state = latest_state(run_dir)
         if not state:
-            return
+            return False
         step, path, arrays = state
-        weights = named_weights(arrays)
         try:
+            weights = named_weights(arrays)
             self.model.set_named_weights(weights)
         except ValueError as error:
             raise UserError(f"{path}: the weights are those of another model: {error}") from error
-        weights = named_weights(arrays, "average") or weights
-        for name, variable in self.average.items():
-            variable.assign(weights[name])
+        self._set_average(named_weights(arrays, "average") or weights)
         self.step.assign(step)
-        if weights is not arrays:
+        if is_ours(arrays):
             with literal(path) as name:
                 self.checkpoint.restore(name).expect_partial()
+        return True
+
+    def start_from(self, run_dir):
+        """Takes the weights of another run, or their moving average if it has one.
+
+        The step and the optimizers stay as they are. A learned prior that the other run lacks does, too.
+
+        Args:
+          run_dir: str, of the other run.
+
+        Raises:
+          UserError: there is no such run, it has no state, or its model has other layers.
+        """
+        if not os.path.isdir(run_dir):
+            raise UserError(f"--init_run: {run_dir}: no such run")
+        flags = read_flags(run_dir)
+        for name in LAYER_LISTS:
+            ours, theirs = list(getattr(self.model.config, name)), flags.get(name)
+            if theirs != ours:
+                theirs, ours = (" ".join(map(str, sizes or ["unknown"])) for sizes in (theirs, ours))
+                raise UserError(f"--init_run: {run_dir} has --{name} {theirs}, but this run has {ours}")
+        state = latest_state(run_dir)
+        if not state:
+            raise UserError(
+                f"--init_run: {run_dir}: has neither a checkpoint, model.ckpt-STEP.index, nor weights.npz"
+            )
+        _, path, arrays = state
+        try:
+            weights = named_weights(arrays, "average") or named_weights(arrays)
+            if not any(name.startswith("prior/") for name in weights):
+                weights = self.model.named_weights() | weights
+            self.model.set_named_weights(weights)
+        except ValueError as error:
+            raise UserError(f"{path}: the weights are those of another model: {error}") from error
+        self._set_average(weights)
+
+    def _set_average(self, weights):
+        for name, variable in self.average.items():
+            variable.assign(weights[name])
 
     @tf.function
     def train_step(self, x, rate, prior_rate):
@@ -127,8 +171,14 @@ class Trainer:
                 lambda average, value: average.assign_add((1 - self.ema_decay) * (value - average)),
                 args=(self.weights[name],),
             )
-        self.step.assign_add(1)
-        return self.strategy.reduce("MEAN", metrics, axis=None)
+        # The optimizers count a step after all updates. If something fails before, `step` stays, too; and no
+        # other device is waited for while this one's updates are under way.
+        optimizers = [self.optimizer, self.prior_optimizer] if self.prior_variables else [self.optimizer]
+        counts = [tf.identity(optimizer.iterations) for optimizer in optimizers]
+        with tf.control_dependencies([*counts, *map(tf.identity, self.average.values())]):
+            self.step.assign_add(1)
+        with tf.control_dependencies([tf.identity(self.step)]):
+            return self.strategy.reduce("MEAN", metrics, axis=None)
 
     def _replica_step(self, x):
         """As `train_step`, for one replica's part of the batch. Gradients are means over all replicas."""
@@ -141,6 +191,9 @@ class Trainer:
             gradients = context.all_reduce("MEAN", gradients)
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        # No weight changes before all gradients are there: a step that fails then leaves a state to save.
+        with tf.control_dependencies(gradients):
+            gradients = [tf.identity(gradient) for gradient in gradients]
         count = len(self.variables)
         for optimizer, pairs in (
             (self.optimizer, list(zip(gradients, self.variables))),

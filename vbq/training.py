@@ -1,7 +1,6 @@
 """The loop of training, and what it shows of itself: lines on the terminal, `log.csv`, and TensorBoard."""
 
 import contextlib
-import csv
 import math
 import os
 import time
@@ -10,9 +9,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from vbq.command import UserError, progress
+from vbq.checkpoints import Unsaved, kept
+from vbq.command import UserError, note, progress
 from vbq.photographs import Photographs
-from vbq.record import write_record
+from vbq.record import append_record, neighbours, write_flags
+from vbq.run_lock import run_lock
+from vbq.side_outputs import SideOutputs
+from vbq.signals import signals_as_exceptions
 from vbq.trainer import METRICS, Trainer, make_strategy, rank
 
 LOG_SECS = 10  # between two lines on the terminal
@@ -45,20 +48,15 @@ class Means:
 class Log:
     """What a training shows of itself."""
 
-    def __init__(self, run_dir, summary_dir, summary_secs):
-        """Opens the files.
+    def __init__(self, run_dir, outputs, summary_secs):
+        """Starts with no metrics.
 
         Args:
           run_dir: str.
-          summary_dir: str, of TensorBoard's files; empty for no TensorBoard.
+          outputs: SideOutputs, or None for none.
           summary_secs: float, seconds between two rows of `log.csv` and two summaries of TensorBoard.
         """
-        self.path = os.path.join(run_dir, "log.csv")
-        self.summary_secs = summary_secs
-        self.writer = None
-        if summary_dir:
-            os.makedirs(summary_dir, exist_ok=True)
-            self.writer = tf.summary.create_file_writer(summary_dir)
+        self.run_dir, self.outputs, self.summary_secs = run_dir, outputs, summary_secs
         self.for_terminal, self.for_summary = Means(), Means()
         self.pending, self.steps = None, 0
 
@@ -72,7 +70,7 @@ class Log:
           metrics: float32 tensor [6], the `METRICS`.
 
         Raises:
-          UserError: the loss of the step before is no finite number.
+          Unsaved: the loss of the step before is no finite number.
         """
         self.flush()
         self.pending = step, metrics
@@ -81,7 +79,7 @@ class Log:
         """Reads the metrics that were added last.
 
         Raises:
-          UserError: the loss is no finite number.
+          Unsaved: the loss is no finite number.
         """
         if not self.pending:
             return
@@ -89,8 +87,8 @@ class Log:
         self.pending = None
         values = metrics.numpy()
         if not math.isfinite(values[0]):
-            raise UserError(
-                f"the loss is {values[0]} at step {step}; the last checkpoint is kept. Try a lower "
+            raise Unsaved(
+                f"the loss is {values[0]} at step {step}; {kept(self.run_dir)}. Try a lower "
                 "--learning_rate, --warmup_steps or --clip_norm"
             )
         self.steps = step + 1
@@ -113,40 +111,25 @@ class Log:
                 *map(self.for_terminal.take().get, ("loss", "psnr", "steps_per_second")),
             )
         if (force or now - self.for_summary.since >= self.summary_secs) and self.for_summary.steps:
-            self._summarize(self.for_summary.take(), model, x[:2])
-
-    def _summarize(self, means, model, x):
-        new = not os.path.exists(self.path)
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, ["step", *means])
-            if new:
-                table.writeheader()
-            table.writerow({"step": self.steps, **{name: f"{value:.6g}" for name, value in means.items()}})
-        if self.writer:
-            x = tf.cast(x, tf.float32) / 255
-            mean, _ = model.analysis(x)
-            with self.writer.as_default(self.steps):
-                for name in METRICS:
-                    tf.summary.scalar(name, means[name])
-                tf.summary.image("original", x)
-                tf.summary.image("reconstruction", tf.clip_by_value(model.synthesis(mean), 0, 1))
-            self.writer.flush()
+            self.outputs.write(self.steps, self.for_summary.take(), model, x[:2])
 
 
-def train(run_dir, model_config, config, flags):
+def train(run_dir, model_config, config, flags, defaults=None):
     """Trains a model until `config.last_step`, from the latest state in the run directory on.
 
-    Nothing is written until all input has proved good.
+    Nothing is written until all input has proved good. Whatever ends the training leaves a checkpoint, except
+    a loss or a weight that is no finite number.
 
     Args:
       run_dir: str; made if it is not there.
       model_config: ModelConfig.
       config: TrainingConfig.
       flags: dict, all flags of the command, for `args.json` and `record.txt`.
+      defaults: dict, the default values of all flags, for those that an older `args.json` lacks.
 
     Raises:
-      UserError: bad input, or a loss or a weight that is no finite number. The last checkpoint is kept.
-      OSError: a file cannot be written.
+      UserError: bad input, another process that trains in the directory, a loss or a weight that is no finite
+        number, or a directory that cannot be written.
     """
     strategy = make_strategy(config.strategy)
     worker, workers = rank(strategy)
@@ -155,37 +138,64 @@ def train(run_dir, model_config, config, flags):
             f"--batchsize {config.batchsize}: must be a multiple of {strategy.num_replicas_in_sync}, the "
             "number of devices"
         )
-    photographs = Photographs(config.train_glob, config.patchsize, config.preprocess_threads)
-    trainer = Trainer(
-        model_config, strategy, config.seed, config.clip_norm, config.ema_decay, config.mixed_precision
-    )
-    trainer.restore(run_dir)
-    first = int(trainer.step.numpy())
-    if first >= config.last_step:
-        print(f"{run_dir}: already at step {first}")
-        return
     is_chief = worker == 0
-    summary_dir = (
-        os.path.join(config.log_dir, os.path.basename(run_dir)) if is_chief and config.log_dir else ""
-    )
-    log = Log(run_dir, summary_dir, config.save_summary_secs)
-    saver = None
-    if is_chief:
-        write_record(run_dir, flags, first, len(photographs))
-        saver = trainer.saver(run_dir, config.save_checkpoint_secs)
-    batches = _batches(photographs, config, first, worker, workers)
+    with run_lock(run_dir) if is_chief else contextlib.nullcontext(), signals_as_exceptions():
+        trainer = Trainer(
+            model_config, strategy, config.seed, config.clip_norm, config.ema_decay, config.mixed_precision
+        )
+        resumes = trainer.restore(run_dir)
+        first = int(trainer.step.numpy())
+        if first >= config.last_step:
+            print(f"{run_dir}: already at step {first}")
+            return
+        if config.init_run and not resumes:
+            trainer.start_from(os.path.join(os.path.dirname(run_dir), config.init_run))
+        photographs = Photographs(config.train_glob, config.patchsize, config.preprocess_threads)
+        outputs, saver = None, None
+        if is_chief:
+            summary_dir = os.path.join(config.log_dir, os.path.basename(run_dir)) if config.log_dir else ""
+            outputs = SideOutputs(run_dir, summary_dir, first)
+            _begin(run_dir, config, flags, defaults, first if resumes else None)
+            append_record(run_dir, flags, first, len(photographs))
+            saver = trainer.saver(run_dir, config.save_checkpoint_secs)
+        log = Log(run_dir, outputs, config.save_summary_secs)
+        _train_saved(trainer, _batches(photographs, config, first, worker, workers), config, log, saver)
+
+
+def _begin(run_dir, config, flags, defaults, first):
+    """Writes `args.json`, and says from where the training starts; `first` is None for a new run."""
+    others = neighbours(run_dir) if first is None and not config.init_run else []
+    warning = write_flags(run_dir, flags, first, defaults)
+    if first is not None:
+        note(f"{run_dir}: resumes at step {first} of {config.last_step}")
+    if warning:
+        logging.warning("%s", warning)
+    if others:
+        note(
+            f"{run_dir}: a new run, which starts at step 0, though {others[-1]} differs from it in "
+            f"--last_step only; to start from its weights, add --init_run {others[-1]}"
+        )
+
+
+def _train_saved(trainer, batches, config, log, saver):
+    """Trains on all batches. Whatever ends that leaves a checkpoint, if the weights are worth one."""
     try:
         with contextlib.closing(batches):  # which ends its threads
             _loop(trainer, batches, config, log, saver)
-    except KeyboardInterrupt:
-        if saver:
-            saver.save()
+    except Unsaved:
         raise
-    except tf.errors.UnavailableError as error:
-        raise UserError(
-            f"lost one of the {workers} workers after step {log.steps}; start all again, and they continue "
-            "from the last checkpoint"
-        ) from error
+    except BaseException as error:
+        saved = saver.save_rest() if saver else ""
+        if isinstance(error, tf.errors.UnavailableError):
+            workers = rank(trainer.strategy)[1]
+            text = f"lost one of the {workers} workers after step {log.steps}; start all again to go on"
+            raise UserError(f"{text}; {saved}" if saved else text) from error
+        if isinstance(error, UserError):
+            raise UserError(f"{error}; {saved}" if saved else str(error)) from error
+        if saved:
+            with contextlib.suppress(OSError):  # of stderr, which may be closed
+                note(f"{log.run_dir}: {saved}")
+        raise
 
 
 def _batches(photographs, config, first, worker, workers):

@@ -8,21 +8,20 @@ import re
 import numpy as np
 
 from vbq.command import UserError, note, progress
-from vbq.files import find_images
+from vbq.files import find_images, is_npy, open_npy
 from vbq.images import center_crop, read_image
+from vbq.samples import outside_unit_range
 
 CROP_PIXELS = 256  # side of the crops that are taken of image files
-PART_BYTES = 2**25  # of the images that are looked at at a time
+PART_BYTES = 2**25  # bytes of the images that are checked at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Validation images [N, H, W, 3], uint8 or float in [0, 1], perhaps a memory map; and their name and
-    digest.
-    """
+    """Validation images, and a label that identifies them."""
 
-    images: np.ndarray
-    label: str
+    images: np.ndarray  # uint8, or float in [0, 1], [N, H, W, 3], perhaps a memory map
+    label: str  # name and digest
 
 
 def read_validation(name):
@@ -37,35 +36,33 @@ def read_validation(name):
     Raises:
       UserError: there are no such images, or they cannot be used.
     """
-    is_array = name.endswith(".npy") and (os.path.isfile(name) or not re.search(r"[*?[]", name))
+    is_array = is_npy(name) and (os.path.isfile(name) or not re.search(r"[*?[]", name))
     images = _open_array(name) if is_array else _read_crops(find_images(name))
     digest = hashlib.sha256(f"{images.dtype.str} {images.shape}".encode())
     for part in _parts(images):
-        if images.dtype != np.uint8 and not (part.min() >= 0 and part.max() <= 1):  # NaN fails, too
-            raise UserError(
-                f"{name}: values should be in [0, 1], but go from {part.min():.6g} to {part.max():.6g}"
-            )
+        outside = None if images.dtype == np.uint8 else outside_unit_range(part)
+        if outside is not None:
+            raise UserError(f"{name}: values should be in [0, 1], but there is {outside}")
         digest.update(part)
     return Validation(images, f"{os.path.basename(name)} sha256:{digest.hexdigest()}")
 
 
 def _open_array(path):
     """A memory map of an `.npy` file, [N, H, W, 3]."""
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not an .npy array of validation images ({error})") from error
-    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        found = getattr(images, "shape", type(images).__name__)
-        raise UserError(f"{path}: the shape of validation images should be N x H x W x 3, but is {found}")
+    images = open_npy(path)
+    if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise UserError(
+            f"{path}: the shape of validation images should be N x H x W x 3, but is {images.shape}"
+        )
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise UserError(f"{path}: validation images should be uint8 or float, but are {images.dtype}")
     return images
 
 
 def _read_crops(paths):
-    """Centre crops of image files, uint8 [N, S, S, 3]. Files that cannot be read or are smaller are named and
-    left out.
+    """Centre crops of image files: uint8 [N, S, S, 3].
+
+    A file that cannot be read or has a smaller image is left out, with a note.
     """
     images = {}
     for path in progress(paths, desc="validation images", unit="image"):

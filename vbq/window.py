@@ -11,7 +11,7 @@ FILTER_TILE = 128, 960  # rows and columns that are filtered at once, so that th
 
 
 class Workspace:
-    """Buffers that are used again and again. To touch fresh memory takes longer than the arithmetic on it."""
+    """Buffers that are reused, because touching fresh memory takes longer than the arithmetic on it."""
 
     def __init__(self):
         self._arrays, self._filters = {}, {}
@@ -46,15 +46,20 @@ def local_means(fill, shape, count, dtype, workspace):
       the window. `means` [count, h, w] are the local means there. It is a buffer: the caller may overwrite
       it, and the next tile does.
     """
+    for here in tiles(shape):
+        window = workspace.filter(count, *(part.stop - part.start for part in here), dtype)
+        fill(window.stack, tuple(slice(part.start, part.stop + TRIM) for part in here))
+        yield here, window.means()
+
+
+def tiles(shape):
+    """Yields the places of the tiles of `local_means`, pairs of slices, for images of a shape (H, W)."""
     tops, height = _cut(shape[0] - TRIM, FILTER_TILE[0])
     lefts, width = _cut(shape[1] - TRIM, FILTER_TILE[1])
     for top in tops:
-        h = min(height, shape[0] - TRIM - top)
         for left in lefts:
-            w = min(width, shape[1] - TRIM - left)
-            window = workspace.filter(count, h, w, dtype)
-            fill(window.stack, (slice(top, top + h + TRIM), slice(left, left + w + TRIM)))
-            yield (slice(top, top + h), slice(left, left + w)), window.means()
+            bottom, right = min(top + height, shape[0] - TRIM), min(left + width, shape[1] - TRIM)
+            yield slice(top, bottom), slice(left, right)
 
 
 def _cut(length, most):

@@ -1,0 +1,35 @@
+"""tools/demo.py: its photographs, and how it runs commands. The whole takes minutes: `make demo`."""
+
+import os
+
+import demo
+import numpy as np
+import pytest
+from conftest import ROOT, SHIPPED_RUN
+from PIL import Image
+
+import bls2017_vae
+from vbq.command import UserError
+
+
+def test_training_and_test_images_are_different_parts_of_the_photographs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo.write_photographs()
+    for name in ("china.png", "flower.png"):
+        for part, width in (("train", 384), ("test", 256)):
+            with Image.open(tmp_path / "demo" / part / name) as image:
+                assert image.size == (width, 427)
+    assert np.load(tmp_path / "demo" / "val_imgs.npy").shape == (2 * 12 * 11, 64, 64, 3)
+
+
+def test_flags_and_run_are_there():
+    args = bls2017_vae.parse_args(demo.TRAINING)
+    assert args.train_glob == "demo/train/*.png" and args.num_filters == [32, 32, 32] and args.flip
+    assert demo.SHIPPED == SHIPPED_RUN and os.path.isdir(os.path.join(ROOT, "checkpoints", demo.SHIPPED))
+
+
+def test_a_failed_command_ends_the_demonstration(capfd):
+    demo.run("-c", "print('fine')")
+    assert capfd.readouterr().out == "\n$ python -c 'print('\"'\"'fine'\"'\"')'\nfine\n"
+    with pytest.raises(UserError, match="-c failed with exit status 3"):
+        demo.run("-c", "raise SystemExit(3)")

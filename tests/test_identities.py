@@ -1,0 +1,95 @@
+"""The identity of a fit: it changes with every part of the content, and that of a shipped fit never."""
+
+import os
+
+import brute_force
+import numpy as np
+import pytest
+from conftest import ROOT, SHIPPED_RUN
+
+from quantizers import ChannelwisePriorCDFQuantizer, KmeansQuantizer, UniformQuantizer
+from vbq.contexts import Contexts
+from vbq.fits import PriorFit
+from vbq.priors import DeepFactorizedPrior
+
+
+def changed(array):
+    """A copy with another last value."""
+    array = array.copy()
+    array.flat[-1] += 1
+    return array
+
+
+def test_the_identity_of_a_fit_changes_with_every_part_of_it():
+    quantizer, _, _ = brute_force.context_fit(model_fingerprint="abc", validation="x")
+    found = {quantizer.identity()}
+
+    def add(model_fingerprint="abc", contexts=quantizer.contexts, **other):
+        names = "code_points", "lambs", "bit_length_counts", "index_counts", "passes", "shifts"
+        parts = {name: other.get(name, getattr(quantizer, name)) for name in names}
+        provenance = {"model_fingerprint": model_fingerprint}
+        found.add(
+            ChannelwisePriorCDFQuantizer(*parts.values(), provenance=provenance, contexts=contexts).identity()
+        )
+
+    add()  # the same fit: the validation images' name is no part of its content
+    assert len(found) == 1
+    add(model_fingerprint="abd")
+    for name in "code_points", "index_counts", "shifts":
+        add(**{name: changed(getattr(quantizer, name))})
+    add(shifts=None)
+    add(contexts=None)
+    arrays = quantizer.contexts.arrays()
+    for name in "weights", "thresholds", "exponents":
+        add(contexts=Contexts(**{**arrays, name: changed(arrays[name])}))
+    add(contexts=Contexts(**{**arrays, "order": np.ascontiguousarray(arrays["order"][:, ::-1])}))
+    assert len(found) == 1 + 1 + 3 + 2 + 4
+    assert quantizer.identity("abd") in found and quantizer.identity() == quantizer.identity("abc")
+
+
+@pytest.mark.parametrize("kind", [UniformQuantizer, KmeansQuantizer])
+def test_the_identity_of_a_baseline_changes_with_every_part_of_it(kind):
+    _, mean, _ = brute_force.random_latents(0)
+    one = kind.fit(mean, [2, 5], {"model_fingerprint": "abc", "validation": "x"})
+    same = kind(one.code_points, one.counts, {"model_fingerprint": "abc"})
+    assert same.identity() == one.identity() and len(one.identity()) == 64
+    others = [
+        kind(one.code_points, one.counts, {"model_fingerprint": "abd"}),
+        kind({**one.code_points, 5: changed(one.code_points[5])}, one.counts, one.provenance),
+        kind(one.code_points, {**one.counts, 5: changed(one.counts[5])}, one.provenance),
+        kind({2: one.code_points[2]}, {2: one.counts[2]}, one.provenance),
+    ]
+    assert len({fit.identity() for fit in [one, *others]}) == 5
+
+
+def test_different_quantizers_of_the_same_arrays_have_different_identities():
+    arrays = {2: np.zeros((3, 2))}, {2: np.zeros((3, 2), int)}
+    assert UniformQuantizer(*arrays).identity() != KmeansQuantizer(*arrays).identity()
+
+
+@pytest.mark.parametrize(
+    "name, fingerprint",
+    [
+        ("ChannelwisePriorCDFQuantizer-max_bits=10", "7bc78c26bb2f08d6"),
+        ("ChannelwisePriorCDFQuantizer-max_bits=10-passes=20", "5261eae40b011113"),
+        ("ChannelwisePriorCDFQuantizer-max_bits=10-passes=20-contexts", "df9e9aa375ad0826"),
+    ],
+)
+def test_the_fingerprints_of_the_shipped_fits_are_pinned(name, fingerprint):
+    """They stand in the .vbq files that these fits have written."""
+    fit = ChannelwisePriorCDFQuantizer.load(os.path.join(ROOT, "checkpoints", SHIPPED_RUN, name + ".npz"))
+    assert fit.identity()[:16] == fingerprint
+
+
+def test_the_identity_of_a_prior_changes_with_every_part_of_it():
+    random = np.random.default_rng(0)
+    prior = DeepFactorizedPrior.fit(random.normal(size=(50, 1)))
+    same = DeepFactorizedPrior(prior.parameters.copy())
+    found = {PriorFit(x, {"model_fingerprint": "abc", "seed": 1}).identity() for x in (prior, same)}
+    assert len(found) == 1
+    found.add(PriorFit(prior, {"model_fingerprint": "abd"}).identity())
+    for i in range(prior.parameters.shape[1]):
+        parameters = prior.parameters.copy()
+        parameters[0, i] += 1
+        found.add(PriorFit(DeepFactorizedPrior(parameters), {"model_fingerprint": "abc"}).identity())
+    assert len(found) == 2 + prior.parameters.shape[1]

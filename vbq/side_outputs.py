@@ -1,0 +1,186 @@
+"""What a training writes for its user to look at: `log.csv`, and TensorBoard's files.
+
+Neither is needed to go on. One that cannot be written is therefore given up, with one warning.
+"""
+
+import contextlib
+import csv
+import errno
+import glob
+import hashlib
+import os
+import re
+import struct
+
+import tensorflow as tf
+from absl import logging
+from google.protobuf.message import DecodeError
+
+from vbq.command import UserError, reason
+from vbq.files import atomic_write
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ERRORS = (OSError, UserError, tf.errors.OpError)
+
+
+class SideOutputs:
+    """Both outputs, or those that have not been given up."""
+
+    def __init__(self, run_dir, summary_dir, first_step):
+        """Opens them, and cuts off what they hold of steps after `first_step`.
+
+        Args:
+          run_dir: str.
+          summary_dir: str, of TensorBoard's files; empty for no TensorBoard.
+          first_step: int, the step at which this start begins.
+
+        Raises:
+          UserError: `summary_dir` is no place to write. (A full disk is no error; it costs a warning.)
+        """
+        self.outputs = {}
+        if summary_dir:
+            try:
+                self.outputs["TensorBoard"] = Board(summary_dir, run_dir, first_step)
+            except _ERRORS as error:
+                if not _is_full(error):
+                    raise UserError(f"--log_dir: cannot write {summary_dir}: {_reason(error)}") from error
+                _give_up("TensorBoard", error)
+        try:
+            self.outputs["log.csv"] = Table(run_dir, first_step)
+        except _ERRORS as error:
+            _give_up("log.csv", error)
+
+    def write(self, step, means, model, x):
+        """Writes the state of the training to each output.
+
+        Args:
+          step: int.
+          means: dict of names to float.
+          model: vbq.transforms.VAE.
+          x: uint8 [B, H, W, 3], photographs to show beside their reconstructions.
+        """
+        for name, output in list(self.outputs.items()):
+            try:
+                output.write(step, means, model, x)
+            except _ERRORS as error:
+                _give_up(name, error)
+                del self.outputs[name]
+
+
+def _is_full(error):
+    """Whether an exception says that the disk is full."""
+    return getattr(error, "errno", None) in _FULL or isinstance(error, tf.errors.ResourceExhaustedError)
+
+
+def _give_up(name, error):
+    logging.warning("%s is given up, the training goes on: %s", name, _reason(error))
+
+
+def _reason(error):
+    """As `vbq.command.reason`; of what TensorFlow says, only its first line, without the name of the node."""
+    if isinstance(error, tf.errors.OpError):
+        return re.sub(r"\{\{.*?\}\} *", "", error.message).partition("\n")[0]
+    return reason(error)
+
+
+class Table:
+    """`log.csv`: a row of means for every summary."""
+
+    def __init__(self, run_dir, first_step):
+        """Cuts the rows after a step off. Args: as those of `SideOutputs`."""
+        self.path = os.path.join(run_dir, "log.csv")
+        if os.path.isfile(self.path):  # and no FIFO, say
+            with open(self.path, "rb") as file:
+                lines = file.readlines()
+            lines_of_steps = [line for line in lines[1:] if _has_step_up_to(line, first_step)]
+            remaining = [line for line in lines[:1] if line.endswith(b"\n")] + lines_of_steps
+            if remaining != lines:
+                with atomic_write(self.path) as path, open(path, "wb") as file:
+                    file.writelines(remaining)
+
+    def write(self, step, means, model, x):
+        """Appends a row."""
+        del model, x
+        new = not os.path.exists(self.path) or not os.path.getsize(self.path)
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ["step", *means])
+            if new:
+                table.writeheader()
+            table.writerow({"step": step, **{name: f"{value:.6g}" for name, value in means.items()}})
+
+
+def _has_step_up_to(line, step):
+    """Whether a line of `log.csv`, bytes, is whole and of a step up to `step`."""
+    number = line.split(b",")[0]
+    return line.endswith(b"\n") and number.isdigit() and int(number) <= step
+
+
+class Board:
+    """TensorBoard's files: means, and two photographs beside their reconstructions."""
+
+    def __init__(self, folder, run_dir, first_step):
+        """Cuts the events after a step off, and opens a new file. Args: as those of `SideOutputs`.
+
+        The names of the files tell the run directory, so that other runs' events in the folder stay whole.
+        """
+        os.makedirs(folder, exist_ok=True)
+        owner = hashlib.sha256(os.path.realpath(run_dir).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        suffix = f".run-{owner}.v2"
+        for path in glob.glob(os.path.join(glob.escape(folder), f"*tfevents*{suffix}")):
+            if os.path.isfile(path):
+                cut_events(path, first_step)
+        self.writer = tf.summary.create_file_writer(folder, filename_suffix=suffix)
+
+    def write(self, step, means, model, x):
+        """Appends a summary."""
+        x = tf.cast(x, tf.float32) / 255
+        mean, _ = model.analysis(x)
+        try:
+            with self.writer.as_default(step):
+                for name, value in means.items():
+                    if name != "steps_per_second":
+                        tf.summary.scalar(name, value)
+                tf.summary.image("original", x)
+                tf.summary.image("reconstruction", tf.clip_by_value(model.synthesis(mean), 0, 1))
+            self.writer.flush()
+        except tf.errors.OpError:
+            with contextlib.suppress(tf.errors.OpError):
+                self.writer.close()
+            raise
+
+
+def cut_events(path, step):
+    """Removes the events after a step from a file of TensorBoard.
+
+    Args:
+      path: str.
+      step: int.
+
+    Raises:
+      UserError: the file cannot be written.
+      OSError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            if all(its_step <= step for _, its_step in _records(file)):
+                return
+        with open(path, "rb") as file, atomic_write(path) as temporary, open(temporary, "wb") as remaining:
+            remaining.writelines(record for record, its_step in _records(file) if its_step <= step)
+    except DecodeError:
+        logging.warning("%s is damaged, and is left as it is", path)
+
+
+def _records(file):
+    """Yields the records of a file of events, bytes with their frame, and their steps.
+
+    A torn end is left out.
+
+    A frame has the length of the data (8 bytes, little-endian), its checksum (4), the data, and its checksum
+    (4).
+    """
+    while len(head := file.read(12)) == 12:
+        (length,) = struct.unpack("<Q", head[:8])
+        data = file.read(length + 4)
+        if len(data) < length + 4:
+            return
+        yield head + data, tf.compat.v1.Event.FromString(data[:-4]).step
