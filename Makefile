@@ -32,7 +32,7 @@ test: venv
 	$(PYTHON) -m pytest tests -q
 
 quick: venv
-	$(PYTHON) -m pytest tests -q -m "not slow"
+	$(PYTHON) -m pytest tests -q -m "not slow" --numprocesses 2
 
 lint: venv
 	$(VENV)/bin/ruff check

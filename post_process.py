@@ -15,8 +15,9 @@ from quantizers import QUANTIZERS
 from vbq.command import Parser, UserError, note, number, progress, run_main, seed
 from vbq.evaluation import evaluate
 from vbq.files import find_images, save_npz
-from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, FitOptions, FitStore, ValidationLatents
+from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, FitOptions, FitStore
 from vbq.images import read_image
+from vbq.latents import ValidationLatents
 from vbq.results import FILE_KEY, distinct_names, merge, results_path
 from vbq.runs import load_run
 from vbq.validation import read_validation
@@ -84,6 +85,39 @@ def parse_args(argv=None):
         help="validation images: .npy file, N x H x W x 3, or glob of image files; - uses saved fits",
     )
     add("test_glob", help="test images")
+    add_fit_flags(add)
+    add(
+        "--joint_steps",
+        type=number(int, at_least=0),
+        default=0,
+        metavar="K",
+        help="refine the quantized latents in K steps with the decoder in the loop",
+    )
+    add("--out", metavar="DIR", help="directory of the results; made if missing (default: that of the run)")
+    add("--reconstructions", action="store_true", help="keep the reconstructed images in the result files")
+    add("--rebuild", action="store_true", help="fit again, even if saved fits serve; these are kept")
+    add("--bitstream", action="store_true", help=f"measure the files of codec.py, too: {FILE_KEY}")
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="evaluate every Nth test image from the Ith on, for --merge",
+    )
+    add(
+        "--merge", type=number(int, at_least=1), metavar="N", help="only put the results of N shards together"
+    )
+    args = parser.parse_args(argv)
+    if args.shard and (args.reconstructions or args.merge):
+        parser.error("--shard cannot be used with --reconstructions or --merge")
+    if args.merge and args.reconstructions:
+        parser.error("--merge cannot be used with --reconstructions, which shards do not keep")
+    if args.contexts and args.passes == 2:
+        parser.error("--contexts needs --passes of at least 3")
+    return args
+
+
+def add_fit_flags(add):
+    """Adds the flags that a fit depends on; `add` is the method `add_argument` of a parser."""
     add(
         "--max_bits",
         type=number(int, at_least=1, at_most=14),
@@ -117,33 +151,7 @@ def parse_args(argv=None):
         action="store_true",
         help="fit code lengths that follow a latent's surroundings; needs more than two passes",
     )
-    add(
-        "--joint_steps",
-        type=number(int, at_least=0),
-        default=0,
-        metavar="K",
-        help="refine the quantized latents in K steps with the decoder in the loop",
-    )
-    add("--out", metavar="DIR", help="directory of the results; made if missing (default: that of the run)")
     add("--seed", type=seed, default=0, help="of the prior's initial weights")
-    add("--reconstructions", action="store_true", help="keep the reconstructed images in the result files")
-    add("--rebuild", action="store_true", help="fit again, even if saved fits serve; these are kept")
-    add("--bitstream", action="store_true", help=f"measure the files of codec.py, too: {FILE_KEY}")
-    add(
-        "--shard",
-        type=shard,
-        metavar="I/N",
-        help="evaluate every Nth test image from the Ith on, for --merge",
-    )
-    add(
-        "--merge", type=number(int, at_least=1), metavar="N", help="only put the results of N shards together"
-    )
-    args = parser.parse_args(argv)
-    if args.shard and (args.reconstructions or args.merge):
-        parser.error("--shard cannot be used with --reconstructions or --merge")
-    if args.contexts and args.passes == 2:
-        parser.error("--contexts needs --passes of at least 3")
-    return args
 
 
 def fit_options(args):

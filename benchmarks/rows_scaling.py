@@ -9,7 +9,8 @@ from measure import Outcome, alternate, duration, row
 from rows_evaluation import evaluate, fit, run_post_process, saved_results
 
 from quantizers import Posterior
-from vbq.fits import FitOptions, FitStore, ValidationLatents
+from vbq.fits import FitOptions, FitStore
+from vbq.latents import ValidationLatents
 from vbq.results import MEASURES
 
 GIGABYTE = 1e9

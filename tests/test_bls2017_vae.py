@@ -42,7 +42,7 @@ def test_flags_of_a_start_are_no_part_of_the_name():
         ("--ema_decay 1", "< 1"),
         ("--min_scale 1.5", "<= 1"),
         ("--seed -1", ">= 0"),
-        ("--seed 5000000000", "<= 4294967295"),
+        ("--seed 5000000000", "< 4294967296"),
         ("--strategy all", "invalid choice"),
         ("--nonsense", "unrecognized"),
     ],

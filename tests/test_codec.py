@@ -83,6 +83,7 @@ def test_of_several_fits_the_best_compresses_and_the_right_one_decompresses(tmp_
         assert codec.decompress(file, run).shape == china.shape
 
 
+@pytest.mark.slow
 def test_files_without_contexts_are_still_read_beside_a_fit_with_contexts(tmp_path, china):
     run = make_run(tmp_path, passes=4)
     old = codec.compress(china, run, 1.0)
@@ -153,6 +154,7 @@ def test_there_and_back(tmp_path, place, capsys, china, run):
     assert "256 x 192" in command(capsys, "decompress", *place, file, target)[1]
 
 
+@pytest.mark.slow
 def test_targets_on_the_command_line(tmp_path, place, capsys):
     source, file = os.path.join(GOLDEN, "test", "flower.png"), tmp_path / "x.vbq"
 
@@ -214,6 +216,7 @@ def picture(kind, china):
 KINDS = "L", "P", "1", "RGBA", "LA", "16-bit", "EXIF-rotated", "single pixel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_kinds_of_images(tmp_path, place, capsys, china, kind):
     contents, suffix = picture(kind, china)
@@ -254,6 +257,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, place, capsys, data):
     assert sorted(os.listdir(tmp_path)) == ["bad.vbq", "good.vbq", "text.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place_of_failure", ["os.fsync", "os.replace"])
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_interrupted_writes_leave_nothing(
@@ -310,6 +314,7 @@ def test_three_images_are_too_many_arguments(tmp_path, place, capsys):
     assert caught.value.code == 2 and len(err.splitlines()) == 1 and len(err) < 500 and "quotes" in err
 
 
+@pytest.mark.slow
 def test_caps_that_hold_are_no_errors(tmp_path, place, capsys):
     """A batch at one cap must not end at the first easy picture."""
     source = os.path.join(GOLDEN, "test", "flower.png")

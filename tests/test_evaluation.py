@@ -22,6 +22,8 @@ from PIL import Image
 import post_process
 from vbq.results import results_path
 
+pytestmark = pytest.mark.slow  # whole evaluations or trainings
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_priors():

@@ -32,9 +32,11 @@ from quantizers import (
     UniformQuantizer,
 )
 from vbq.files import load_npz, save_npz
-from vbq.fits import PriorFit
+from vbq.latents import PriorFit
 from vbq.runs import load_run
 from vbq.validation import Validation
+
+pytestmark = pytest.mark.slow  # whole evaluations or trainings
 
 
 @pytest.fixture(scope="module", autouse=True)

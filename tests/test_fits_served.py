@@ -27,9 +27,12 @@ from quantizers import (
     ChannelwisePriorCDFQuantizer,
 )
 from vbq.files import load_npz, save_npz
-from vbq.fits import FitStore, PriorFit, ValidationLatents
+from vbq.fits import FitStore
+from vbq.latents import PriorFit, ValidationLatents
 from vbq.results import MEASURES
 from vbq.runs import load_run
+
+pytestmark = pytest.mark.slow  # fits, many of them
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -40,11 +40,13 @@ def read(data, path):
     return pixels, notes
 
 
+@pytest.mark.slow
 def test_every_format_is_in_the_table():
     kinds = {name.split()[0] for name in files()}
     assert kinds == set(hostile_images.formats()) and {"PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP"} < kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", hostile_images.formats())
 def test_well_formed_files(kind, tmp_path):
     for name, data in files().items():
@@ -75,6 +77,7 @@ def test_mutated_files(part, tmp_path, monkeypatch):
     assert ends["tuple"] > 200 and ends["UserError"] > 200, ends
 
 
+@pytest.mark.slow
 def test_truncated_files(tmp_path):
     for data in files().values():
         for keep in (0, 1, 7, len(data) // 3, len(data) - 1):

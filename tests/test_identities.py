@@ -9,7 +9,7 @@ from conftest import ROOT, SHIPPED_RUN
 
 from quantizers import ChannelwisePriorCDFQuantizer, KmeansQuantizer, UniformQuantizer
 from vbq.contexts import Contexts
-from vbq.fits import PriorFit
+from vbq.latents import PriorFit
 from vbq.priors import DeepFactorizedPrior
 
 

@@ -114,6 +114,7 @@ def test_files_are_as_long_as_estimated_and_decode_to_what_was_encoded(the_codec
                 check_file(one, encoder, lamb, lamb_index)
 
 
+@pytest.mark.slow
 def test_files_with_contexts_and_steps_are_as_long_as_estimated(with_contexts, china):
     encoder = Encoder(with_contexts, china, joint_steps=3)
     for lamb_index in range(0, 16, 3):
@@ -225,6 +226,7 @@ def encoder(request, the_codec, refined, china):
     return Encoder(one, np.concatenate(columns, axis=1))
 
 
+@pytest.mark.slow
 def test_bpp_finds_the_largest_file_within_a_percent(encoder):
     low, high = (encoder.compress(lamb).bpp for lamb in LAMBS[[-1, 0]])
     for target in np.geomspace(low * 1.001, high * 1.005, 23):
@@ -234,6 +236,7 @@ def test_bpp_finds_the_largest_file_within_a_percent(encoder):
     assert encoder.search_bpp(low).bpp <= low
 
 
+@pytest.mark.slow
 def test_psnr_finds_a_file_that_reaches_it_and_no_smaller_one(encoder):
     """The tiny model's PSNR does not always fall with lambda; the targets are where it mostly does."""
     low, high = (encoder.psnr(encoder.compress(lamb)) for lamb in LAMBS[[-1, 8]])
@@ -244,6 +247,7 @@ def test_psnr_finds_a_file_that_reaches_it_and_no_smaller_one(encoder):
         assert len(smaller.data) < len(found.data) and encoder.psnr(smaller) < target
 
 
+@pytest.mark.slow
 def test_targets_are_reached_with_steps(with_contexts, china):
     encoder = Encoder(with_contexts, china, joint_steps=2)
     low, high = (encoder.compress(lamb).bpp for lamb in (16.0, 0.1))
@@ -252,6 +256,7 @@ def test_targets_are_reached_with_steps(with_contexts, china):
     assert 0.95 * target <= found.bpp <= target
 
 
+@pytest.mark.slow
 def test_the_best_lambda_of_the_fit_has_the_least_cost_of_all(encoder):
     quantizer, (mean, std, _) = encoder.codec.quantizer, encoder.posterior
     for lamb in LAMBS[::3]:
@@ -277,6 +282,7 @@ def test_searches_take_few_steps(encoder, monkeypatch):
     assert len(calls) <= 20  # about 10 with a larger model, whose PSNR is a smoother function of lambda
 
 
+@pytest.mark.slow
 def test_targets_out_of_range_are_told_the_range(encoder):
     """Largest files and worst pictures are caps that hold. The other way round is an error."""
     for search, cap, beyond, unit in (

@@ -65,6 +65,7 @@ def test_without_steps_the_likelihood_is_not_asked(run, quantizers, china):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lamb_index", [3, 8, 11, 15])
 def test_steps_lower_the_cost(shipped, china, lamb_index):
     run, quantizer = shipped
@@ -72,6 +73,7 @@ def test_steps_lower_the_cost(shipped, china, lamb_index):
     assert all(after < before for before, after in zip(costs, costs[1:])) and costs[-1] < 0.98 * costs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_steps_never_raise_the_cost_of_a_model_that_is_hardly_trained(run, quantizers, china, which):
     """Its posterior is no guide to the likelihood: the first steps go too far."""
@@ -90,6 +92,7 @@ def test_a_likelihood_that_is_not_a_number_changes_nothing(run, quantizers, chin
         np.testing.assert_array_equal(quantizer.codebook(8).quantize(wrong, 1.0, 3), expected)
 
 
+@pytest.mark.slow
 def test_it_comes_near_the_best_of_all_choices():
     """A linear decoder of strongly dependent latents; all choices are tried."""
     random = np.random.default_rng(0)

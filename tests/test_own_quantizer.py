@@ -20,6 +20,8 @@ from evaluation import (
 import post_process
 from quantizers import QUANTIZERS, Quantizer
 
+pytestmark = pytest.mark.slow  # whole evaluations or trainings
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_priors():

@@ -34,6 +34,8 @@ from vbq.images import read_image
 from vbq.results import results_path
 from vbq.runs import load_run
 
+pytestmark = pytest.mark.slow  # whole evaluations or trainings
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_priors():

@@ -148,6 +148,7 @@ def degenerate_channels():
     }
 
 
+@pytest.mark.slow
 def test_degenerate_channels_stay_finite():
     channels = degenerate_channels()
     samples = np.stack(list(channels.values()), axis=1).astype(np.float32)
@@ -166,6 +167,7 @@ def test_degenerate_channels_stay_finite():
     assert 90 < middle.mean() < 110
 
 
+@pytest.mark.slow
 def test_few_samples():
     samples = np.random.default_rng(0).normal(size=(3, 2))
     for count in (1, 2, 3):
@@ -174,6 +176,7 @@ def test_few_samples():
         ).all()
 
 
+@pytest.mark.slow
 def test_fit_is_deterministic_and_uses_its_seed():
     x = np.random.default_rng(0).laplace(size=(2000, 2))
     first, again, other = (DeepFactorizedPrior.fit(x, seed).parameters for seed in (0, 0, 1))

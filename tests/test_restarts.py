@@ -24,6 +24,8 @@ from vbq.record import read_flags
 from vbq.run_lock import LOCK_NAME, run_lock
 from vbq.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # whole evaluations or trainings
+
 TINY_AS_TRAINED = ModelConfig.of(vars(bls2017_vae.parse_args(flags_of("", ""))))
 
 

@@ -32,6 +32,7 @@ def new_run(filters, sizes, rates):
     return Run("no/run", {}, 0, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "filters, sizes, rates",
     [

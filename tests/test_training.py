@@ -50,6 +50,7 @@ def losses(rows):
 # The run directory.
 
 
+@pytest.mark.slow
 def test_run_directory_and_tensorboard(tmp_path, photographs, capsys):
     (tmp_path / "photographs" / "3.png").write_bytes(b"no picture")
     flags = flags_of(

@@ -24,6 +24,7 @@ def test_jpeg_results_match_the_file_that_pillow_writes(golden, china, tmp_path)
         assert {key: result[key][i] for key in expected} == expected
 
 
+@pytest.mark.slow
 def test_jpeg_qualities_do_not_disturb_each_other(china):
     qualities = list(range(1, 101, 3)) * 3
     result = utils.evaluate_compression_jpg(china, qualities)

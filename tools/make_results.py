@@ -23,7 +23,7 @@ import post_process
 from quantizers import QUANTIZERS, Posterior
 from utils import evaluate_compression_jpg
 from vbq import plots, tiling
-from vbq.command import UserError, run_main
+from vbq.command import Parser, UserError, run_main
 from vbq.files import atomic_write, find_images, load_npz
 from vbq.fits import FitStore
 from vbq.images import center_crop, read_image
@@ -275,9 +275,7 @@ def save(path, figure):
 
 def main(argv=None):
     """Makes the results; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kodak", required=True, help="directory of the 24 Kodak images")
     parser.add_argument("--reuse", action="store_true", help="do not evaluate again")
     args = parser.parse_args(argv)

@@ -3,11 +3,13 @@
 Axis letters: h, w latent positions, C channels, K code points. There may be leading axes.
 """
 
+import functools
+
 import numpy as np
 
 from vbq import joint
 from vbq.code_points import look_up
-from vbq.search import cheapest
+from vbq.search import SearchTrees, cheapest
 
 CONTEXT_ROUNDS = 2  # choices that follow the first one, each in the classes of the choice before it
 
@@ -17,13 +19,33 @@ class Codebook:
 
     Attributes:
       points: float32 [C, K], the values of the code points.
-      trees: search.SearchTrees, with the lengths by which code points are chosen.
       lengths: float32 [C, K], code lengths in bits, by which the rate is counted where there are no contexts.
       contexts: contexts.ContextModel, or None.
     """
 
-    def __init__(self, points, trees, lengths, contexts=None):
-        self.points, self.trees, self.lengths, self.contexts = points, trees, lengths, contexts
+    def __init__(self, order, points, lengths, choice_lengths, contexts=None):
+        """Takes the tables.
+
+        Args:
+          order: float32 [C, K], ascending: the code points as they were placed.
+          points: float32 [C, K], their values; `order` itself if none has moved.
+          lengths: float32 [C, K], see the class.
+          choice_lengths: float32 [C, K], code lengths in bits by which code points are chosen.
+          contexts: contexts.ContextModel, or None.
+        """
+        self._order, self.points, self.lengths, self._choice_lengths = order, points, lengths, choice_lengths
+        self.contexts = contexts
+
+    @functools.cached_property
+    def trees(self):
+        """The search.SearchTrees, built when a latent is first quantized; decoding does not need them."""
+        return SearchTrees.build(self._order, self.points, self._choice_lengths)
+
+    def with_contexts(self, contexts):
+        """The same codebook with other contexts; the trees are shared."""
+        other = Codebook(self._order, self.points, self.lengths, self._choice_lengths, contexts)
+        other.trees = self.trees
+        return other
 
     def quantize(self, posterior, lamb, joint_steps=0):
         """Quantizes the latents of an image.

@@ -7,7 +7,7 @@ Q classes, n channels of a group, p positions of a phase, m known features.
 import numpy as np
 
 from vbq.code_points import look_up
-from vbq.codebook import CONTEXT_ROUNDS, Codebook
+from vbq.codebook import CONTEXT_ROUNDS
 from vbq.command import progress
 from vbq.contexts import (
     CLASSES,
@@ -44,7 +44,7 @@ def fit_contexts(codebook_of, counts, lambs, mean, std):
         indices = plain.choose(mean, std, lamb)
         for _ in range(CONTEXT_ROUNDS):
             model = ContextModel(counts[index], *fit_arrays(counts[index], indices))
-            codebook = Codebook(plain.points, plain.trees, plain.lengths, model)
+            codebook = plain.with_contexts(model)
             indices = codebook.choose_in_classes(mean, std, lamb, codebook.classes(indices))
         fits.append(fit_arrays(counts[index], indices))
     return Contexts.stack(fits)

@@ -40,7 +40,7 @@ class Quantizer(SavedFit):
 
     @classmethod
     def fit_to(cls, latents, options):
-        """Fits to `fits.ValidationLatents` with `FitOptions`."""
+        """Fits to `latents.ValidationLatents` with `FitOptions`."""
         raise NotImplementedError
 
     def encode(self, posterior, setting, joint_steps=0):

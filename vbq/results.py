@@ -33,7 +33,7 @@ def distinct_names(paths):
     Returns:
       List of str, in the same order.
     """
-    parts = [os.path.normpath(path).split(os.sep) for path in paths]
+    parts = [os.path.abspath(path).split(os.sep) for path in paths]
     names = [os.path.join(*path[-1:]) for path in parts]
     for length in range(2, max(map(len, parts), default=0) + 1):
         counts = collections.Counter(names)
