@@ -267,7 +267,7 @@ def report(out, results):
     from vbq import plots
 
     curves = [plots.curve(kind.label, arrays) for kind, arrays in zip(QUANTIZERS, results)]
-    print(plots.table(curves))
+    print(plots.text_table(curves))
     path = os.path.join(out, PLOT_NAME)
     plots.rate_distortion(path, curves + plots.published_curves())
     print(f"results and plot: {path}")

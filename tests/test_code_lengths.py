@@ -101,7 +101,7 @@ def test_blocks_change_nothing(passes, monkeypatch):
     whole = ChannelwisePriorCDFQuantizer.fit(points, mean, std, [0.3, 3.0], passes)
     indices = whole.encode(Posterior(mean, std), 1.0)
     for block in (64, 500):
-        monkeypatch.setattr(code_lengths, "BLOCK_LATENTS", block)
+        monkeypatch.setattr(code_lengths, "FIT_BLOCK_LATENTS", block)
         again = ChannelwisePriorCDFQuantizer.fit(points, mean, std, [0.3, 3.0], passes)
         np.testing.assert_array_equal(again.index_counts, whole.index_counts)
         np.testing.assert_array_equal(again.encode(Posterior(mean, std), 1.0), indices)

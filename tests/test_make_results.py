@@ -38,7 +38,7 @@ def test_committed_result_files_give_the_committed_tables():
         *plots.PUBLISHED,
     ]
     for name, text in (
-        ("table.txt", plots.table(list(curves.values()))),
+        ("table.txt", plots.text_table(list(curves.values()))),
         ("bd_rates.md", make_results.comparison(curves)),
     ):
         with open(os.path.join(ROOT, "results", name), encoding="utf-8") as file:

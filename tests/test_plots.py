@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vbq.command import UserError
-from vbq.plots import COLUMNS, curve, published_curves, rate_distortion, table
+from vbq.plots import COLUMNS, curve, published_curves, rate_distortion, text_table
 
 
 def results(settings=(0.5, 8.0), scale=1.0):
@@ -26,7 +26,7 @@ def test_a_curve_is_the_mean_over_the_images():
 
 
 def test_the_table_has_a_line_for_every_setting():
-    lines = table([curve("mine", results()), curve("other", results((2, 4), 2.0))]).splitlines()
+    lines = text_table([curve("mine", results()), curve("other", results((2, 4), 2.0))]).splitlines()
     assert lines[0].split() == ["quantizer", "setting", "bpp", "PSNR", "dB", "MS-SSIM", "in", "dB"]
     assert [line.split() for line in lines[1:]] == [
         ["mine", "0.5", "1.5000", "2.50", "3.50000", "4.50"],
@@ -45,7 +45,7 @@ def test_images_too_small_for_ms_ssim_are_left_out_of_its_mean():
     assert (found["images"], found["images_with_ms_ssim"]) == (3, 2)
     np.testing.assert_allclose(found["MS-SSIM (RGB)"], [1.5 + 2, 0.625 + 2])
     np.testing.assert_allclose(found["PSNR (RGB)"], [1.5 + 1, 0.5 + 1])
-    assert table([found]).splitlines()[-1].startswith("MS-SSIM: means of 2 of 3 images")
+    assert text_table([found]).splitlines()[-1].startswith("MS-SSIM: means of 2 of 3 images")
     for key in ("MS-SSIM (RGB)", "MS-SSIM (RGB) (dB)"):
         arrays[key][:] = np.nan
     assert np.isnan(curve("mine", arrays)["MS-SSIM (RGB)"]).all()

@@ -283,7 +283,7 @@ def main(argv=None):
     if not args.reuse:
         evaluate(args.kodak)
     curves = load_curves()
-    table, deltas = plots.table(list(curves.values())), comparison(curves)
+    table, deltas = plots.text_table(list(curves.values())), comparison(curves)
     for name, text in (("table.txt", table), ("bd_rates.md", deltas)):
         with atomic_write(os.path.join(RESULTS, name)) as path, open(path, "w", encoding="utf-8") as file:
             file.write(text + "\n")

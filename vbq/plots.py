@@ -51,7 +51,7 @@ def published_curves():
     ]
 
 
-def table(curves):
+def text_table(curves):
     """The points of curves, dicts as `curve` returns them, as lines of text in columns: a str."""
     lines = [f"{'quantizer':<10}{'setting':>12}{'bpp':>10}{'PSNR dB':>10}{'MS-SSIM':>10}{'in dB':>8}"]
     for one in curves:

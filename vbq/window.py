@@ -54,15 +54,15 @@ def local_means(fill, shape, count, dtype, workspace):
 
 def tiles(shape):
     """Yields the places of the tiles of `local_means`, pairs of slices, for images of a shape (H, W)."""
-    tops, height = _cut(shape[0] - TRIM, FILTER_TILE[0])
-    lefts, width = _cut(shape[1] - TRIM, FILTER_TILE[1])
+    tops, height = _parts(shape[0] - TRIM, FILTER_TILE[0])
+    lefts, width = _parts(shape[1] - TRIM, FILTER_TILE[1])
     for top in tops:
         for left in lefts:
             bottom, right = min(top + height, shape[0] - TRIM), min(left + width, shape[1] - TRIM)
             yield slice(top, bottom), slice(left, right)
 
 
-def _cut(length, most):
+def _parts(length, most):
     """Cuts a length into the fewest parts of at most `most`, nearly equal; returns their starts and size."""
     parts = -(-length // most)
     size = -(-length // parts)
