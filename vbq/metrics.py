@@ -39,7 +39,7 @@ FLOAT32_LIMIT = 1.5
 
 # Of a larger image, the reference's statistics (72 bytes a pixel) are not kept, but computed for each
 # reconstruction anew.
-MOST_KEPT_POSITIONS = 2**22
+MOST_KEPT_POSITIONS = 2**21
 
 
 class ImageMetrics:
