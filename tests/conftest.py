@@ -1,7 +1,9 @@
 """What several test files share: places, runs and images."""
 
 import os
+import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -22,6 +24,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for path in (os.path.join(ROOT, "tools"), ROOT):
     if path not in sys.path:
         sys.path.insert(0, path)
+
+
+def pytest_configure():
+    """Makes signals act as in a terminal, also for tests that were started in the background, where some are
+    ignored.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for name in ("SIGTERM", "SIGHUP"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.fixture
