@@ -102,7 +102,7 @@ def test_a_missing_or_stale_fit_is_named(tmp_path, china, capsys):
     assert "post_process.py" in message and "other weights" in message
     os.remove(fit_path(run))
     fitting = copy_of(toy_quantizer(), provenance={"model_fingerprint": run.fingerprint})
-    fitting.save(fit_path(run).replace("10", "4"))
+    fitting.save(fit_path(run).replace("max_bits=10", "max_bits=4"))
     assert "8 channels" in fails(codec.compress, china, run, 1.0)
     status, out, err = command(capsys, "compress", tmp_path, GOLDEN_RUN, CHINA, tmp_path / "x.vbq")
     assert (status, out) == (1, "") and err.startswith("error: ") and not (tmp_path / "x.vbq").exists()
