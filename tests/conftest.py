@@ -55,3 +55,34 @@ def kodak():
     if not folder:
         pytest.skip("KODAK_DIR is not set")
     return folder
+
+
+# Of the evaluation; `evaluation.py` has the rest. It imports this file, and is therefore imported late.
+
+
+@pytest.fixture(scope="module")
+def quick_priors():
+    """Fits a prior only once to the same samples with the same seed."""
+    from evaluation import remembered_priors
+
+    with remembered_priors():
+        yield
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A copy of the golden run without fits: directory of runs, and the run's own."""
+    from evaluation import CHECKPOINTS, copy_run
+
+    checkpoints = copy_run(CHECKPOINTS, tmp_path / "checkpoints")
+    return checkpoints, os.path.join(checkpoints, GOLDEN_RUN)
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    """A file of 12 validation images; a small one, to be quick."""
+    from evaluation import validation_images
+
+    path = tmp_path_factory.mktemp("validation") / "val_imgs.npy"
+    np.save(path, validation_images())
+    return str(path)

@@ -13,7 +13,6 @@ from evaluation import (
     TEST_IMAGES,
     contents,
     copy_run,
-    remembered_priors,
     results,
     validation_images,
 )
@@ -22,13 +21,7 @@ from PIL import Image
 import post_process
 from vbq.results import results_path
 
-pytestmark = pytest.mark.slow  # whole evaluations or trainings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_priors():
-    with remembered_priors():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_priors")]  # whole evaluations or trainings
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 from conftest import GOLDEN_RUN
-from evaluation import CHECKPOINTS, contents, remembered_priors
+from evaluation import CHECKPOINTS, contents
 from fitting import (
     DEFAULT,
     FILES,
@@ -36,13 +36,7 @@ from vbq.latents import PriorFit
 from vbq.runs import load_run
 from vbq.validation import Validation
 
-pytestmark = pytest.mark.slow  # whole evaluations or trainings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_priors():
-    with remembered_priors():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_priors")]  # whole evaluations or trainings
 
 
 @pytest.fixture(scope="module")

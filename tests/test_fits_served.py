@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from conftest import GOLDEN_RUN
-from evaluation import CHECKPOINTS, SMALL_OPTIONS, TEST_IMAGES, contents, remembered_priors
+from evaluation import CHECKPOINTS, SMALL_OPTIONS, TEST_IMAGES, contents
 from fitting import (
     KMEANS,
     NAMES,
@@ -32,13 +32,7 @@ from vbq.latents import PriorFit, ValidationLatents
 from vbq.results import MEASURES
 from vbq.runs import load_run
 
-pytestmark = pytest.mark.slow  # fits, many of them
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_priors():
-    with remembered_priors():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_priors")]  # fits, many of them
 
 
 @pytest.fixture(scope="module")

@@ -5,44 +5,20 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from conftest import GOLDEN, GOLDEN_RUN, ROOT
 from evaluation import (
-    CHECKPOINTS,
     SMALL,
     SMALL_NAMES,
     TEST_IMAGES,
     contents,
-    copy_run,
     fails,
-    remembered_priors,
-    validation_images,
 )
 
 import post_process
 from quantizers import FitOptions
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_priors():
-    with remembered_priors():
-        yield
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    """A copy of the golden run without fits: directory of runs, and the run's own."""
-    checkpoints = copy_run(CHECKPOINTS, tmp_path / "checkpoints")
-    return checkpoints, os.path.join(checkpoints, GOLDEN_RUN)
-
-
-@pytest.fixture(scope="module")
-def validation(tmp_path_factory):
-    """A file of 12 validation images; a small one, to be quick."""
-    path = tmp_path_factory.mktemp("validation") / "val_imgs.npy"
-    np.save(path, validation_images())
-    return str(path)
+pytestmark = pytest.mark.usefixtures("quick_priors")
 
 
 def test_bad_places(fresh, validation, tmp_path, capsys):

@@ -16,9 +16,10 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from vbq.command import UserError, progress, reason
-from vbq.files import find_images
+from vbq.command import UserError, progress
+from vbq.files import find_images, is_npy, open_npy
 from vbq.images import read_image, to_uint8
+from vbq.samples import outside_unit_range
 
 MEMORY_BUDGET = (
     4 * 2**30
@@ -160,19 +161,15 @@ def read_photograph(path):
     Raises:
       UserError: the file is missing, damaged, or no photograph.
     """
-    try:
-        if not path.lower().endswith(".npy") or os.path.getsize(path) <= MAPPED_BYTES:
-            return read_image(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"no such file: {path}") from error
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise UserError(f"{path} is damaged or not an .npy file: {reason(error)}") from error
+    if not is_npy(path) or not os.path.isfile(path) or os.path.getsize(path) <= MAPPED_BYTES:
+        return read_image(path)
+    array = open_npy(path)
     is_float = np.issubdtype(array.dtype, np.floating)
     if array.ndim != 3 or array.shape[2] != 3 or not (is_float or array.dtype == np.uint8):
         raise UserError(f"{path}: must be H x W x 3, uint8 or float, but is {array.dtype} {array.shape}")
-    if is_float and not (array.min() >= 0 and array.max() <= 1):  # NaN fails, too
-        raise UserError(f"{path}: must have values in [0, 1], but has {array.min()} to {array.max()}")
+    outside = outside_unit_range(array) if is_float else None
+    if outside is not None:
+        raise UserError(f"{path}: must have values in [0, 1], but has {outside}")
     return array
 
 
