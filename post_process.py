@@ -7,12 +7,11 @@ every setting. The rates are ideal code lengths; `codec.py` writes real files.
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 
 from quantizers import QUANTIZERS
-from vbq.command import Parser, UserError, note, number, progress, run_main, seed
+from vbq.command import Parser, UserError, note, number, progress, run_main, seed, shard
 from vbq.evaluation import evaluate
 from vbq.files import find_images, save_npz
 from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, FitOptions, FitStore
@@ -158,15 +157,6 @@ def fit_options(args):
     """Returns the `FitOptions` of what `parse_args` found."""
     lambs, levels = tuple(sorted(set(args.lambs))), tuple(sorted(set(args.quantization_levels)))
     return FitOptions(args.max_bits, lambs, levels, args.passes, args.contexts, args.seed)
-
-
-def shard(text):
-    """Parses I/N into (I, N)."""
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    i, count = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= i <= count:
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, found {text!r}")
-    return i, count
 
 
 def find_test_images(pattern):

@@ -4,6 +4,7 @@ import argparse
 import errno
 import math
 import os
+import re
 import sys
 
 BROKEN_PIPE_STATUS = 141  # what a shell reports of a Unix tool whose reader went away: 128 + SIGPIPE
@@ -194,6 +195,19 @@ def number(kind, at_least=None, above=None, below=None, at_most=None):
 
 
 seed = number(int, at_least=0, below=2**32)  # NumPy and TensorFlow take no other seeds
+
+
+def shard(text):
+    """Parses I/N for argparse: every Nth file from the Ith on.
+
+    Returns:
+      (I, N), two int with 1 <= I <= N.
+    """
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    i, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= i <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, found {text!r}")
+    return i, count
 
 
 def progress(iterable, **options):
