@@ -6,22 +6,28 @@ every setting. The rates are ideal code lengths; `codec.py` writes real files.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
-import tempfile
 
 from quantizers import QUANTIZERS
+from vbq import bd_rates, plots
+from vbq.baselines import are_named_as_kodak, jpeg_results
 from vbq.command import Parser, UserError, note, number, progress, run_main, seed, shard
 from vbq.evaluation import evaluate
-from vbq.files import find_images, save_npz
+from vbq.files import atomic_write, find_images, save_npz, why_not_writable
 from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, FitOptions, FitStore
-from vbq.images import read_image
+from vbq.images import read_image_with_notes
 from vbq.latents import ValidationLatents
 from vbq.results import FILE_KEY, distinct_names, merge, results_path
 from vbq.runs import load_run
 from vbq.validation import read_validation
 
-PLOT_NAME = "rate_distortion.png"
+PLOT_NAME, TABLE_NAME = "rate_distortion.png", "bd_rates.md"
+PUBLISHED_LABELS = "{}, published (24 Kodak images)"
+EXAMPLES = """examples:
+  python post_process.py checkpoints RUNNAME val_imgs.npy '/test_data/*.png' --passes 20 --contexts
+  python post_process.py checkpoints RUNNAME - 'photos/*.png' --lambs 1 4 --out /tmp/results --title Photos"""
 
 
 # Fits.
@@ -74,37 +80,21 @@ def fit_or_load(run, validation, options, rebuild=False, new_path=None):
 def parse_args(argv=None):
     """Parses the command line."""
     parser = Parser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.partition("\n")[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("checkpoint_dir", help="directory of runs")
     add("runname", help="name of the run: its directory in checkpoint_dir")
     add(
         "val_imgs",
-        help="validation images: .npy file, N x H x W x 3, or glob of image files; - uses saved fits",
+        help="validation images: .npy file, N x H x W x 3, or glob of image files, or a folder of them; "
+        "- uses saved fits",
     )
-    add("test_glob", help="test images")
-    add_fit_flags(add)
-    add(
-        "--joint_steps",
-        type=number(int, at_least=0),
-        default=0,
-        metavar="K",
-        help="refine the quantized latents in K steps with the decoder in the loop",
-    )
-    add("--out", metavar="DIR", help="directory of the results; made if missing (default: that of the run)")
-    add("--reconstructions", action="store_true", help="keep the reconstructed images in the result files")
-    add("--rebuild", action="store_true", help="fit again, even if saved fits serve; these are kept")
-    add("--bitstream", action="store_true", help=f"measure the files of codec.py, too: {FILE_KEY}")
-    add(
-        "--shard",
-        type=shard,
-        metavar="I/N",
-        help="evaluate every Nth test image from the Ith on, for --merge",
-    )
-    add(
-        "--merge", type=number(int, at_least=1), metavar="N", help="only put the results of N shards together"
-    )
+    add("test_glob", help="test images: glob of image files, in quotes, or a folder of them")
+    add_fit_flags(parser.add_argument_group("fit").add_argument)
+    add_evaluation_flags(parser.add_argument_group("evaluation").add_argument)
     args = parser.parse_args(argv)
     if args.shard and (args.reconstructions or args.merge):
         parser.error("--shard cannot be used with --reconstructions or --merge")
@@ -116,41 +106,87 @@ def parse_args(argv=None):
 
 
 def add_fit_flags(add):
-    """Adds the flags that a fit depends on; `add` is the method `add_argument` of a parser."""
+    """Adds the flags that a fit depends on; `add` is the method `add_argument` of a parser or a group."""
     add(
         "--max_bits",
         type=number(int, at_least=1, at_most=14),
         default=DEFAULT_MAX_BITS,
-        help="length of the longest code points",
+        metavar="N",
+        help="length of the longest code points (default: %(default)s)",
     )
+    lambs = {"type": number(float, above=0), "nargs": "+", "metavar": "LAMB"}
     add(
         "--lambs",
-        type=number(float, above=0),
-        nargs="+",
+        **lambs,
         default=DEFAULT_LAMBS,
-        metavar="LAMB",
-        help="trade-offs of the channelwise quantizer: nats of distortion that a bit is worth",
+        help="trade-offs of the channelwise quantizer: nats of distortion that a bit is worth; also spelled "
+        "--lamb, --lambda or --lambdas (default: 2^-8 2^-7 .. 2^7)",
     )
+    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    add("--lamb", "--lambda", "--lambdas", dest="lambs", **lambs, **hidden)
     add(
         "--quantization_levels",
         type=number(int, at_least=1, at_most=1024),
         nargs="+",
         default=DEFAULT_LEVELS,
         metavar="LEVELS",
-        help="levels a channel of the uniform and k-means quantizers",
+        help="levels a channel of the uniform and k-means quantizers "
+        f"(default: {' '.join(map(str, DEFAULT_LEVELS))})",
     )
     add(
         "--passes",
         type=number(int, at_least=2),
         default=2,
-        help="passes over the validation latents; more than the paper's 2 refine code lengths and points",
+        metavar="K",
+        help="passes over the validation latents; more than the paper's 2 refine code lengths and points "
+        "(default: %(default)s)",
     )
     add(
         "--contexts",
         action="store_true",
-        help="fit code lengths that follow a latent's surroundings; needs more than two passes",
+        help="fit code lengths that follow a latent's surroundings; needs --passes above 2 (default: off)",
     )
-    add("--seed", type=seed, default=0, help="of the prior's initial weights")
+    add("--seed", type=seed, default=0, help="of the prior's initial weights (default: %(default)s)")
+    add(
+        "--rebuild",
+        action="store_true",
+        help="fit again, even if saved fits serve; these are kept (default: off)",
+    )
+
+
+def add_evaluation_flags(add):
+    """Adds the flags that no fit depends on; `add` is as for `add_fit_flags`."""
+    add(
+        "--joint_steps",
+        type=number(int, at_least=0),
+        default=0,
+        metavar="K",
+        help="refine the quantized latents in K steps with the decoder in the loop (default: %(default)s)",
+    )
+    add("--out", metavar="DIR", help="directory of the results; made if missing (default: that of the run)")
+    add("--title", metavar="TEXT", help="title of the plot (default: none)")
+    add(
+        "--reconstructions",
+        action="store_true",
+        help="keep the reconstructed images in the result files (default: off)",
+    )
+    add(
+        "--bitstream",
+        action="store_true",
+        help=f"measure the files of codec.py, too, as {FILE_KEY!r} in the result files (default: off)",
+    )
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="evaluate every Nth test image from the Ith on, for --merge; no plot (default: all images)",
+    )
+    add(
+        "--merge",
+        type=number(int, at_least=1),
+        metavar="N",
+        help="only put the results of N shards together, and plot them (default: off)",
+    )
 
 
 def fit_options(args):
@@ -162,22 +198,16 @@ def fit_options(args):
 def find_test_images(pattern):
     """Returns the test images' paths, sorted by name, after it has read each of them once.
 
+    It prints a note of each image that is changed when it is read, as an animation is.
+
     Raises:
       UserError: nothing matches, or an image cannot be read. It is better to know now than after hours.
     """
     paths = sorted(find_images(pattern), key=lambda path: (os.path.basename(path), path))
     for path in progress(paths, desc="test images", unit="image"):
-        read_image(path)
+        for text in read_image_with_notes(path)[1]:
+            note(f"note: {path}: {text}")
     return paths
-
-
-def is_writable(folder):
-    """Whether files can be made in a folder."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
 
 
 def open_output(args, run_dir):
@@ -200,9 +230,10 @@ def open_output(args, run_dir):
         os.makedirs(out, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: the directory cannot be made: {error.strerror}") from error
-    if not is_writable(out):
-        raise UserError(f"{out}: no results can be written there; name another directory with --out")
-    return out, run_dir if is_writable(run_dir) else out
+    why = why_not_writable(out)
+    if why:
+        raise UserError(f"{out}: no results can be written there ({why}); name another directory with --out")
+    return out, out if why_not_writable(run_dir) else run_dir
 
 
 def main(argv=None):
@@ -229,12 +260,16 @@ def main(argv=None):
     if args.shard:
         note(f"wrote shard {args.shard[0]} of {args.shard[1]} to {out}")
     else:
-        report(out, results.values())
+        labels = [label_of(kind, options, args.joint_steps) for kind in QUANTIZERS]
+        report(out, list(map(plots.curve, labels, results.values())), paths, args.title)
     return 0
 
 
+# Results.
+
+
 def write(results, out, part=None):
-    """Writes result files, and prints a note of those that it replaces.
+    """Writes result files, and prints a note of the files that this run replaces.
 
     Args:
       results: dict from names to dicts of arrays.
@@ -245,22 +280,64 @@ def write(results, out, part=None):
       UserError: a file cannot be written.
     """
     files = {results_path(out, name, part): arrays for name, arrays in results.items()}
-    replaced = [os.path.basename(path) for path in files if os.path.exists(path)]
+    names = [*map(os.path.basename, files), *(() if part else (PLOT_NAME, TABLE_NAME))]
+    replaced = [name for name in names if os.path.exists(os.path.join(out, name))]
     if replaced:
         note(f"replaces in {out}: {', '.join(replaced)}")
     for path, arrays in files.items():
         save_npz(path, arrays)
 
 
-def report(out, results):
-    """Prints the table and draws the plot of result arrays, in the order of `QUANTIZERS`."""
-    from vbq import plots
+def label_of(kind, options, joint_steps):
+    """The label of a quantizer's curve.
 
-    curves = [plots.curve(kind.label, arrays) for kind, arrays in zip(QUANTIZERS, results)]
-    print(plots.text_table(curves))
-    path = os.path.join(out, PLOT_NAME)
-    plots.rate_distortion(path, curves + plots.published_curves())
-    print(f"results and plot: {path}")
+    Args:
+      kind: class, one of `QUANTIZERS`.
+      options: FitOptions.
+      joint_steps: int.
+
+    Returns:
+      str, such as "VBQ (20 passes, contexts)": those options beyond the paper that its results depend on.
+    """
+    plain = dataclasses.replace(options, passes=2, contexts=False)
+    if kind.result_name(options, joint_steps) == kind.result_name(plain, 0):
+        return kind.label
+    beyond = [f"{options.passes} passes"] * (options.passes > 2) + ["contexts"] * options.contexts
+    beyond += [f"{joint_steps} joint step" + "s" * (joint_steps > 1)] * (joint_steps > 0)
+    return f"{kind.label} ({', '.join(beyond)})"
+
+
+def report(out, curves, paths, title=None):
+    """Measures JPEG on the test images, prints the tables, and writes the plot and the table of BD-rates.
+
+    Args:
+      out: str, a directory.
+      curves: list of dicts, see `plots.curve`, one a quantizer.
+      paths: list of str, the test images.
+      title: str, of the plot; or None.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    jpeg = jpeg_curve(paths)
+    references = [jpeg] if jpeg else []
+    print(plots.text_table([*curves, *references]), end="\n\n")
+    if are_named_as_kodak(paths):
+        references += plots.published_curves(PUBLISHED_LABELS)
+    plots.rate_distortion(os.path.join(out, PLOT_NAME), curves, references, title)
+    table = bd_rates.jpeg_table(jpeg, curves)
+    with atomic_write(os.path.join(out, TABLE_NAME)) as path, open(path, "w", encoding="utf-8") as file:
+        file.write(table + "\n")
+    print(f"{table}\n\nresults, {PLOT_NAME} and {TABLE_NAME}: {out}")
+
+
+def jpeg_curve(paths):
+    """The curve of JPEG on images, see `plots.curve`; or None, with a note, if one of them is too large."""
+    try:
+        return plots.curve("JPEG", jpeg_results(paths))
+    except UserError as error:
+        note(f"note: JPEG is not measured: {error}")
+        return None
 
 
 if __name__ == "__main__":

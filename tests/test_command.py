@@ -8,7 +8,19 @@ import sys
 import pytest
 from conftest import ROOT
 
-from vbq.command import Parser, UserError, note, number, printable, progress, reason, run_main, seed, shorten
+from vbq.command import (
+    Parser,
+    UserError,
+    note,
+    number,
+    printable,
+    progress,
+    reason,
+    run_main,
+    seed,
+    shard,
+    shorten,
+)
 
 
 def test_run_main(capsys):
@@ -77,6 +89,13 @@ def test_seeds_are_those_of_numpy_and_tensorflow():
     for text in ("5000000000", "4294967296", "-1", "1.5"):
         with pytest.raises(argparse.ArgumentTypeError, match=">= 0 and < 4294967296"):
             seed(text)
+
+
+def test_shards_count_from_1():
+    assert shard("1/1") == (1, 1) and shard("2/3") == (2, 3) and shard("10/10") == (10, 10)
+    for text in ("0/2", "3/2", "x", "", "1", "1/", "/2", "-1/2", "1/2/3", "1.5/2", " 1/2", "1/2\n"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected I/N with 1 <= I <= N, found "):
+            shard(text)
 
 
 def usage_error(parser, argv, capsys):

@@ -48,19 +48,27 @@ def test_results_of_other_images_go_where_out_says_and_replace_nothing(fitted, t
     assert contents(fitted[1]) == before and "replaces" not in err and str(tmp_path / "new") in out
     assert set(os.listdir(tmp_path / "new" / "out")) == {
         "rate_distortion.png",
+        "bd_rates.md",
         *(f"{name}-compression_results.npz" for name in SMALL_NAMES),
     }
     evaluate(fitted, tmp_path / "a.png", tmp_path / "new" / "out")
     replaced = [line for line in capsys.readouterr().err.splitlines() if line.startswith("replaces in ")]
-    assert len(replaced) == 1 and all(
-        f"{name}-compression_results.npz" in replaced[0] for name in SMALL_NAMES
-    )
+    names = [
+        *(f"{name}-compression_results.npz" for name in SMALL_NAMES),
+        "rate_distortion.png",
+        "bd_rates.md",
+    ]
+    assert replaced == [f"replaces in {tmp_path / 'new' / 'out'}: {', '.join(names)}"]
 
 
 def test_a_run_on_a_read_only_disk_is_evaluated_and_fitted_elsewhere(fitted, tmp_path, monkeypatch, capsys):
     """The tests may run as root, who may write anywhere: the program is told that it may not."""
-    writable = post_process.is_writable
-    monkeypatch.setattr(post_process, "is_writable", lambda path: path != fitted[1] and writable(path))
+    why_not = post_process.why_not_writable
+    monkeypatch.setattr(
+        post_process,
+        "why_not_writable",
+        lambda path: "Read-only file system" if path == fitted[1] else why_not(path),
+    )
     before, mode = contents(fitted[1]), stat.S_IMODE(os.stat(fitted[1]).st_mode)
     os.chmod(fitted[1], 0o555)
     try:
@@ -101,7 +109,8 @@ def test_small_images_are_left_out_of_the_mean_ms_ssim(fitted, tmp_path, china, 
     assert warning.startswith(f"warning: {tmp_path / 'small.png'}: ") and ".py" not in err
     assert np.isnan(results(tmp_path / "out", SMALL_NAMES[0])["MS-SSIM (RGB)"][1]).all()
     evaluate(fitted, tmp_path / "small.png", tmp_path / "out")
-    assert "MS-SSIM: means of 0 of 1 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "MS-SSIM: means of 0 of 1 images" in out and "not measured" in out
 
 
 def test_equal_base_names_are_told_apart(fitted, tmp_path, china):

@@ -12,7 +12,16 @@ import pytest
 from conftest import ROOT
 
 from vbq.command import UserError
-from vbq.files import atomic_write, check_output, find_images, image_endings, load_npz, open_npy, save_npz
+from vbq.files import (
+    atomic_write,
+    check_output,
+    find_images,
+    image_endings,
+    load_npz,
+    open_npy,
+    save_npz,
+    why_not_writable,
+)
 
 
 def test_atomic_write_replaces_or_leaves_alone(tmp_path):
@@ -215,6 +224,12 @@ def test_a_folder_that_cannot_be_written_to():
         check_output("/proc/x.png")
     with pytest.raises(UserError, match="without a name"):
         check_output("")
+
+
+def test_why_a_folder_cannot_be_written_to(tmp_path):
+    assert why_not_writable(tmp_path) is None and os.listdir(tmp_path) == []
+    assert why_not_writable(tmp_path / "none") == "No such file or directory"
+    assert isinstance(why_not_writable("/proc"), str)
 
 
 def npy(shape, data=b"", descr="|u1"):

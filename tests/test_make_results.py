@@ -11,23 +11,12 @@ from PIL import Image
 from quantizers import QUANTIZERS
 from vbq import plots
 from vbq.command import UserError
+from vbq.images import read_image
+from vbq.results import results_path
 
 
 def curve(rate, psnr):
     return {"BPP": np.array(rate), "PSNR (RGB)": np.array(psnr)}
-
-
-def test_bjontegaard_deltas_of_known_curves():
-    rate = np.array([0.25, 0.5, 1, 2])
-    anchor = curve(rate, 26 + 5 * np.log2(rate / 0.25))
-    half = curve(rate / 2, anchor["PSNR (RGB)"])
-    bd_rate, bd_psnr, overlap = make_results.compare(anchor, half, "PSNR (RGB)")
-    assert bd_rate == pytest.approx(-50) and bd_psnr == pytest.approx(5)
-    assert overlap == (26, 41)
-    # Points where more bits bring nothing do not count. The order of the points does not matter.
-    padded = curve([*rate / 2, 3, 4], [*anchor["PSNR (RGB)"], 41, 40.9])
-    padded = {key: value[::-1] for key, value in padded.items()}
-    assert make_results.compare(anchor, padded, "PSNR (RGB)")[0] == pytest.approx(-50)
 
 
 def test_committed_result_files_give_the_committed_tables():
@@ -54,6 +43,36 @@ def test_published_curves_are_read_and_drawn(tmp_path):
     make_results.draw_published(str(path), {"VBQ": ours, make_results.BEST: ours})
     with Image.open(path) as image:
         assert image.size[0] > 500
+
+
+def test_every_variant_is_evaluated_on_crops_and_only_its_result_files_are_kept(tmp_path, monkeypatch):
+    for folder in ("kodak", "results"):
+        (tmp_path / folder).mkdir()
+    for i in range(24):
+        Image.new("RGB", (48, 32), (i, i, i)).save(tmp_path / "kodak" / f"{i:02d}.png")
+    seen = []
+
+    def main(argv):
+        args = make_results.post_process.parse_args(argv)
+        paths = make_results.find_images(args.test_glob)
+        assert len(paths) == 24 and read_image(paths[7]).tolist() == [[[7, 7, 7]] * 32] * 16
+        os.makedirs(args.out, exist_ok=True)
+        options = make_results.post_process.fit_options(args), args.joint_steps
+        names = [kind.result_name(*options) for kind in QUANTIZERS]
+        for path in (results_path(args.out, name) for name in names):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(str(len(seen)))
+        (tmp_path / args.out / "bd_rates.md").touch()
+        seen.append(names[0])
+
+    monkeypatch.setattr(make_results.post_process, "main", main)
+    monkeypatch.setattr(make_results, "RESULTS", str(tmp_path / "results"))
+    make_results.evaluate(str(tmp_path / "kodak"))
+    assert len(seen) == 4
+    names = [*seen, *(kind.__name__ for kind in QUANTIZERS[1:])]
+    assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == {
+        os.path.basename(results_path("", name)): text for name, text in zip(names, "012333")
+    }
 
 
 def test_results_need_the_kodak_images(tmp_path):

@@ -102,6 +102,7 @@ def test_files_of_a_run(evaluated):
     assert set(os.listdir(run)) - set(os.listdir(os.path.join(CHECKPOINTS, GOLDEN_RUN))) == {
         "prior.npz",
         "rate_distortion.png",
+        "bd_rates.md",
         *(f"{name}.npz" for name in SMALL_NAMES),
         *(f"{name}-compression_results.npz" for name in SMALL_NAMES),
     }
@@ -134,9 +135,18 @@ def test_saved_fit_gives_the_same_files_and_table(evaluated, evaluated_copy, cap
             os.remove(os.path.join(run, name))
     assert post_process.main([checkpoints, GOLDEN_RUN, "-", TEST_IMAGES, *SMALL]) == 0
     table, err = capsys.readouterr()
-    assert "saved fit" in err and "val_imgs.npy" in err and len(err.splitlines()) == 1
+    saved, replaced = err.splitlines()
+    assert "saved fit" in saved and "val_imgs.npy" in saved
+    assert replaced == f"replaces in {run}: rate_distortion.png, bd_rates.md"
     assert contents(run) == contents(evaluated[1])
-    assert len(table.splitlines()) == 1 + 2 + 2 + 2 + 1
+    points, bd_rates, where = (
+        table.split("\n\nBD-rates against JPEG on 2 images")[0],
+        *table.split("\n\n")[2:],
+    )
+    assert len(points.splitlines()) == 1 + 2 + 2 + 2 + 12
+    assert [line.split()[1] for line in bd_rates.splitlines()[2:]] == ["VBQ", "k-means", "uniform"]
+    assert bd_rates in contents(run)["bd_rates.md"].decode()
+    assert where == f"results, rate_distortion.png and bd_rates.md: {run}\n"
     for word in ("VBQ", "k-means", "uniform", "PSNR", "MS-SSIM", "bpp"):
         assert word in table
 

@@ -22,7 +22,7 @@ PUBLISHED_MS_SSIM_LUMA = (0.91082, 0.98071, 0.99716)
 def test_committed_jpeg_file():
     stats = load_npz(JPEG_STATS)
     assert stats["compressed_files"].tolist() == [f"kodim{i:02d}.png" for i in range(1, 25)]
-    assert stats["quality"].tolist() == list(reference_stats.QUALITIES)
+    assert stats["quality"].tolist() == stats["settings"].tolist() == list(reference_stats.JPEG_QUALITIES)
     assert {"pillow_version", "libjpeg_version"} < set(stats)
     for key in ("BPP", *METRIC_KEYS):
         assert stats[key].shape == (24, 12) and np.all(np.isfinite(stats[key]))
@@ -55,7 +55,7 @@ def test_jpeg_file_is_made_again(kodak, tmp_path):
 
 def test_committed_balle2017_file():
     stats = load_npz(BALLE2017_STATS)
-    assert stats["setting"].tolist() == [128, 256, 512, 1024, 2048, 4096]
+    assert stats["setting"].tolist() == stats["settings"].tolist() == [128, 256, 512, 1024, 2048, 4096]
     assert stats["compressed_files"].tolist() == [f"kodim{i:02d}.png" for i in range(1, 25)]
     assert "SSIM (RGB)" not in stats and "2017" in str(stats["source"])
     assert stats["BPP"][0, 0] == 0.081 and stats["PSNR (Chroma)"][23, 5] == 40.714092176645735
@@ -75,7 +75,8 @@ def test_balle2017_table_is_read_in_any_order(tmp_path, capsys):
     out = tmp_path / "out.npz"
     assert reference_stats.main(["balle2017", str(table), "--out", str(out)]) == 0
     stats = load_npz(out)
-    assert stats["compressed_files"].tolist() == ["a1.png", "b2.png"] and stats["setting"].tolist() == [8, 16]
+    assert stats["compressed_files"].tolist() == ["a1.png", "b2.png"]
+    assert stats["setting"].tolist() == stats["settings"].tolist() == [8, 16]
     assert stats["BPP"].tolist() == [[0.18, 0.116], [0.28, 0.216]]
 
     table.write_text("\n".join([",".join(["image", "setting", *keys]), *lines[:3]]))

@@ -33,12 +33,22 @@ def parse_args(argv=None):
     parser.add_argument("photographs", help="glob of image files, in quotes, or a folder of them")
     parser.add_argument("out", help="the .npy file to write")
     parser.add_argument(
-        "--count", type=number(int, at_least=1), default=200, help="how many crops (default: 200)"
+        "--count",
+        type=number(int, at_least=1),
+        default=200,
+        metavar="N",
+        help="how many crops (default: 200)",
     )
     parser.add_argument(
-        "--size", type=number(int, at_least=1), default=256, help="their side in pixels (default: 256)"
+        "--size",
+        type=number(int, at_least=1),
+        default=256,
+        metavar="S",
+        help="their side in pixels (default: 256)",
     )
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="of the random places and photographs (default: 0)"
+    )
     return parser.parse_args(argv)
 
 

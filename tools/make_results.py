@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -23,6 +22,7 @@ import post_process
 from quantizers import QUANTIZERS, Posterior
 from utils import evaluate_compression_jpg
 from vbq import plots, tiling
+from vbq.bd_rates import QUALITIES, bd_quality, bd_rate, increasing
 from vbq.command import Parser, UserError, run_main
 from vbq.files import atomic_write, find_images, load_npz
 from vbq.fits import FitStore
@@ -63,11 +63,11 @@ def evaluate(kodak):
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             Image.fromarray(crop(read_image(path))).save(os.path.join(folder, os.path.basename(path)))
+        images, out = os.path.join(folder, "*.png"), os.path.join(folder, "out")
         for arguments in VARIANTS.values():
-            post_process.main([CHECKPOINTS, RUN, "-", os.path.join(folder, "*.png"), *arguments])
-    run_dir = os.path.join(CHECKPOINTS, RUN)
-    for path in dict.fromkeys(path for label in VARIANTS for path in result_paths(label, run_dir)):
-        shutil.copy(path, RESULTS)
+            post_process.main([CHECKPOINTS, RUN, "-", images, "--out", out, *arguments])
+        for path in dict.fromkeys(path for label in VARIANTS for path in result_paths(label, out)):
+            shutil.copy(path, RESULTS)
 
 
 def options_of(label):
@@ -97,58 +97,24 @@ def load_curves():
     return found | {one["label"]: one for one in plots.published_curves()}
 
 
-def increasing(one, key):
-    """The part of a curve where more bits bring more quality.
-
-    Args:
-      one: dict, a curve.
-      key: str, the measure of quality.
-
-    Returns:
-      float64 bits per pixel and quality, both increasing.
-    """
-    order = np.argsort(one["BPP"])
-    rate, quality = one["BPP"][order], one[key][order]
-    best = np.maximum.accumulate(np.concatenate([[-np.inf], quality[:-1]]))
-    return rate[quality > best], quality[quality > best]
-
-
-def compare(anchor, test, key):
-    """Bjontegaard deltas of a curve against an anchor, over the range of quality (rate) that both cover.
-
-    Returns:
-      BD-rate in percent, BD of the quality in dB, and that range of quality, (from, to) in dB.
-    """
-    import bjontegaard  # imports Matplotlib
-
-    curves = [*increasing(anchor, key), *increasing(test, key)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "insufficient overlap": the table has the overlap
-        rate, quality = (
-            function(*curves, method="pchip", require_matching_points=False, min_overlap=0)
-            for function in (bjontegaard.bd_rate, bjontegaard.bd_psnr)
-        )
-    return rate, quality, (max(curves[1][0], curves[3][0]), min(curves[1][-1], curves[3][-1]))
-
-
 def comparison(curves):
     """Table, in Markdown, of the Bjontegaard deltas between the curves."""
     lines = ["| curve | against | quality | BD-rate | BD-quality | over |", "|---|---|---|---|---|---|"]
 
-    def add(test, anchor, name, unit, deltas):
-        rate, quality, (low, high) = deltas
+    def add(test, name, anchor, key):
+        rate, (low, high) = bd_rate(anchor, curves[test], key)
+        quality, unit = bd_quality(anchor, curves[test], key), QUALITIES[key]
         lines.append(
             f"| {test} | {name} | {unit} | {rate:+.1f} % | {quality:+.2f} dB | {low:.1f} to {high:.1f} dB |"
         )
 
     baselines = [kind.label for kind in reversed(QUANTIZERS[1:])]
-    for key, unit in (("PSNR (RGB)", "PSNR"), ("MS-SSIM (RGB) (dB)", "MS-SSIM")):
+    for key in QUALITIES:
         for test in VARIANTS:
             for anchor in ("JPEG", *baselines, "Ballé 2017", *(["VBQ"] if test != "VBQ" else [])):
-                add(test, anchor, anchor, unit, compare(curves[anchor], curves[test], key))
+                add(test, anchor, curves[anchor], key)
     for anchor, (rate, psnr) in published_curves().items():
-        deltas = compare({"BPP": rate, "PSNR (RGB)": psnr}, curves[BEST], "PSNR (RGB)")
-        add(BEST, anchor, f"{anchor}, 768 x 512", "PSNR", deltas)
+        add(BEST, f"{anchor}, 768 x 512", {"BPP": rate, "PSNR (RGB)": psnr}, "PSNR (RGB)")
     return "\n".join(lines)
 
 
@@ -276,8 +242,14 @@ def save(path, figure):
 def main(argv=None):
     """Makes the results; returns the exit status."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kodak", required=True, help="directory of the 24 Kodak images")
-    parser.add_argument("--reuse", action="store_true", help="do not evaluate again")
+    parser.add_argument(
+        "--kodak", required=True, metavar="DIR", help="directory of the 24 Kodak images (no default)"
+    )
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="do not evaluate again: draw and compare what is under results/ (default: off)",
+    )
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not args.reuse:
@@ -288,7 +260,9 @@ def main(argv=None):
         with atomic_write(os.path.join(RESULTS, name)) as path, open(path, "w", encoding="utf-8") as file:
             file.write(text + "\n")
     title = "Kodak, 752 x 496: one model at every rate, and baselines"
-    plots.rate_distortion(os.path.join(RESULTS, "rate_distortion.png"), list(curves.values()), title)
+    ours = [one for label, one in curves.items() if label not in plots.PUBLISHED]
+    references = [curves[label] for label in plots.PUBLISHED]
+    plots.rate_distortion(os.path.join(RESULTS, "rate_distortion.png"), ours, references, title)
     draw_published(os.path.join(RESULTS, "published_curves.png"), curves)
     draw_training(os.path.join(RESULTS, "training.png"))
     draw_picture(os.path.join(RESULTS, "three_rates.png"), args.kodak)

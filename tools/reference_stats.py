@@ -5,8 +5,9 @@
       -> Balle2017_proposed_compression_stats_on_Kodak.npz
 
 Both files hold float64 arrays [images, settings] under the names of `utils.evaluate_compression_jpg`. The
-images are sorted by name. The files that ship with the program are for Kodak's 24 images: of other images,
-`--out` names the file to write.
+images are sorted by name. The settings stand under `settings`, as in the other result files, and under
+their original name, `quality` or `setting`. The files that ship with the program are for Kodak's 24 images:
+of other images, `--out` names the file to write.
 """
 
 import argparse
@@ -21,16 +22,15 @@ from PIL import features
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import utils
+from vbq.baselines import JPEG_QUALITIES, KODAK, evaluate_compression_jpg
 from vbq.command import Parser, UserError, progress, reason, run_main
 from vbq.files import check_output, find_images, save_npz
 from vbq.images import center_crop, read_image
 from vbq.metrics import METRIC_KEYS, MODES
 
-QUALITIES = (1, 2, 4, 8, 12, 16, 32, 48, 64, 80, 90, 95)
 JPEG_FILE = "JPEG_compression_stats_on_Kodak.npz"
 BALLE2017_FILE = "Balle2017_proposed_compression_stats_on_Kodak.npz"
-KODAK_FILES = tuple(f"kodim{i:02d}.png" for i in range(1, 25))
+KODAK_FILES = tuple(f"{name}.png" for name in KODAK)
 KODAK_SHA256 = (
     "c2c749bf39d7af3358bd899102b179c2ac68dbfab84dd8bbd177f508735db8af"  # of the pixels, in this order
 )
@@ -101,8 +101,8 @@ def jpeg_stats(pattern, out):
       out: str, the file that will be written.
 
     Returns:
-      dict of arrays: `quality` [12], `compressed_files` [images], `pillow_version`, `libjpeg_version`, and
-      `BPP` and the metrics [images, 12].
+      dict of arrays: `quality` and `settings` [12], which are equal, `compressed_files` [images],
+      `pillow_version`, `libjpeg_version`, and `BPP` and the metrics [images, 12].
 
     Raises:
       UserError: no file matches, or a file is not an image or too small, or `out` cannot be written.
@@ -117,9 +117,10 @@ def jpeg_stats(pattern, out):
             image = center_crop(image, *crop)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        records.append(utils.evaluate_compression_jpg(image, QUALITIES))
+        records.append(evaluate_compression_jpg(image, JPEG_QUALITIES))
     return {
-        "quality": np.array(QUALITIES),
+        "quality": np.array(JPEG_QUALITIES),
+        "settings": np.array(JPEG_QUALITIES),
         "compressed_files": np.array([os.path.basename(path) for path in paths]),
         "pillow_version": np.array(PIL.__version__),
         "libjpeg_version": np.array(libjpeg_version()),
@@ -136,8 +137,9 @@ def balle2017_stats(path, out):
       out: str, the file that will be written.
 
     Returns:
-      dict of arrays: `setting` [settings], `compressed_files` [images], `source`, and `BPP` and the table's
-      metrics [images, settings], with MS-SSIM in dB added. SSIM is missing, because it was not published.
+      dict of arrays: `setting` and `settings` [settings], which are equal, `compressed_files` [images],
+      `source`, and `BPP` and the table's metrics [images, settings], with MS-SSIM in dB added. SSIM is
+      missing, because it was not published.
 
     Raises:
       UserError: the file cannot be read, or is not such a table, or `out` cannot be written.
@@ -164,6 +166,7 @@ def balle2017_stats(path, out):
     )
     return {
         "setting": np.array(settings),
+        "settings": np.array(settings),
         "compressed_files": np.array(names),
         "source": np.array(BALLE2017),
         **stats,
@@ -185,11 +188,11 @@ def parse_args(argv):
         ("jpeg", "glob of the Kodak images, in quotes, or a folder of them", JPEG_FILE),
         ("balle2017", "table of the published figures (CSV)", BALLE2017_FILE),
     ):
-        command = commands.add_parser(
-            name, help=f"make {out}", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        command = commands.add_parser(name, help=f"make {out}", description=f"Makes {out}.")
         command.add_argument("source", help=source)
-        command.add_argument("--out", default=out, help="file to write")
+        command.add_argument(
+            "--out", default=out, metavar="FILE", help="file to write (default: %(default)s)"
+        )
     return parser.parse_args(argv)
 
 
@@ -198,10 +201,9 @@ def run(argv):
     args = parse_args(argv)
     stats = (jpeg_stats if args.command == "jpeg" else balle2017_stats)(args.source, args.out)
     save_npz(args.out, stats)
-    settings = stats["quality" if args.command == "jpeg" else "setting"]
     print(f"{args.out}: {len(stats['compressed_files'])} images; means over images:")
     print("setting     BPP  PSNR (RGB)  MS-SSIM (RGB)")
-    for i, setting in enumerate(settings):
+    for i, setting in enumerate(stats["settings"]):
         bpp, psnr, ms_ssim = (stats[key][:, i].mean() for key in ("BPP", "PSNR (RGB)", "MS-SSIM (RGB)"))
         print(f"{setting:7d} {bpp:7.4f}  {psnr:10.3f}  {ms_ssim:13.5f}")
 

@@ -105,12 +105,20 @@ def check_output(path, inputs=(), endings=None):
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise UserError(f"cannot write {path}: there is no folder {folder}")
+    why = why_not_writable(folder)
+    if why:
+        raise UserError(f"cannot write {path}: {folder} is not writable: {why}")
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise UserError(f"cannot write {path}: it is write-protected")
+
+
+def why_not_writable(folder):
+    """Returns why no file can be made in a folder, a str; or None if files can be made there."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {folder} is not writable: {reason(error)}") from error
-    if os.path.exists(path) and not os.access(path, os.W_OK):
-        raise UserError(f"cannot write {path}: it is write-protected")
+        return reason(error)
+    return None
 
 
 def _same_file(path, other):
