@@ -1,10 +1,11 @@
-# make demo    trains a small model, evaluates and plots it (three minutes), then codes a photograph with the shipped model
+# make demo    trains a small model, evaluates and plots it, then codes a photograph with the shipped model
 # make test    runs all tests
 # make quick   runs all tests except the slow ones
 # make lint    checks the style of the code and the direction of its imports
 # make results KODAK_DIR=/path/to/kodak   makes the figures and tables under results/ from the shipped model
 # make bench   runs the benchmarks
-# Each target first makes .venv with Python 3.10 or 3.11, the only versions that TensorFlow 2.14 has wheels for.
+# make venv    makes .venv, which every other target does first
+# TensorFlow 2.14 has wheels for Python 3.10 and 3.11 only. Where neither is installed, uv brings one, if uv is there.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -17,12 +18,19 @@ $(VENV)/.installed: requirements.txt
 	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null; \
 	  then found=$$python; break; fi; \
 	done; \
-	if [ -z "$$found" ]; then \
-	  echo "error: TensorFlow 2.14 needs Python 3.10 or 3.11; install one (this is $$(python3 --version 2>&1))" >&2; \
+	if [ -n "$$found" ]; then \
+	  set -ex; \
+	  $$found -m venv $(VENV); \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt; \
+	elif command -v uv >/dev/null; then \
+	  set -ex; \
+	  [ -x $(PYTHON) ] || uv venv --quiet --python 3.11 $(VENV); \
+	  uv pip install --quiet --python $(PYTHON) --requirement requirements.txt; \
+	else \
+	  echo "error: TensorFlow 2.14 needs Python 3.10 or 3.11, and this is $$(python3 --version 2>&1);" \
+	    "install one of them, or install uv, which then brings one" >&2; \
 	  exit 1; \
-	fi; \
-	set -ex; $$found -m venv $(VENV); \
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	fi
 	@touch $@
 
 demo: venv

@@ -45,15 +45,15 @@ def _add_original_flags(add):
     count = number(int, at_least=1)
     positive = number(float, above=0)
     seconds = number(float, at_least=0)
-    add("--verbose", "-V", action="store_true", help="log step, loss, psnr and steps/s")
-    add("--checkpoint_dir", default="checkpoints", help="directory of the run's directory")
-    add("--seed", type=seed, default=0)
+    add("--verbose", "-V", action="store_true", help="print lines of progress: step, loss, PSNR, steps/s")
+    add("--checkpoint_dir", default="checkpoints", help="folder of the run's directory")
+    add("--seed", type=seed, default=0, help="of the initial weights, the crops and the noise")
     add(
         "--num_filters",
         type=count,
         nargs="+",
         default=[32, 32, 32],
-        help="channels of each layer; the last: latents",
+        help="channels of each analysis layer; the last has the latents",
     )
     add("--filter_dims", type=count, nargs="+", default=[9, 5, 5], help="side of each layer's kernels")
     add("--sampling_rates", type=count, nargs="+", default=[4, 2, 2], help="stride of each layer")
@@ -66,51 +66,69 @@ def _add_original_flags(add):
         "--prior_init_scale",
         type=positive,
         default=ModelConfig.prior_init_scale,
-        help="initial scale of the learned prior",
+        help="initial scale of the learned prior; of no effect with an --init_run",
     )
-    add("--prior_lr", type=positive, default=1e-3, help="learning rate of the learned prior")
-    add("--train_glob", default="images/*.png", help="photographs: image files, or .npy arrays [H, W, 3]")
-    add("--batchsize", type=count, default=100)
+    add(
+        "--prior_lr",
+        type=positive,
+        default=1e-3,
+        help="learning rate of the learned prior, which rises and decays as that of the transforms does",
+    )
+    add(
+        "--train_glob",
+        default="images/*.png",
+        help="photographs: a pattern of image files or of .npy arrays [H, W, 3], or a folder of them",
+    )
+    add("--batchsize", type=count, default=100, help="crops in a step, of all devices together")
     add(
         "--patchsize",
         type=count,
         default=32,
-        help="side of the training crops; a multiple of the strides' product",
+        help="side of the training crops in pixels; a multiple of the product of --sampling_rates",
     )
     add(
         "--likelihood_variance",
         type=positive,
         default=ModelConfig.likelihood_variance,
-        help="of pixels in [0, 1]",
+        help="variance of the Gaussian likelihood of pixels in [0, 1]; the smaller, the higher the rate",
     )
-    add("--last_step", type=count, default=100000)
-    add("--preprocess_threads", type=count, default=8)
-    add("--save_checkpoint_secs", type=seconds, default=300)
-    add("--save_summary_secs", type=seconds, default=60)
-    add("--log_dir", default="/tmp/tensorboard_logs", help="empty: no TensorBoard")
+    add("--last_step", type=count, default=100000, help="steps of the whole training, part of the run's name")
+    add("--preprocess_threads", type=count, default=8, help="threads that decode photographs and cut crops")
+    add("--save_checkpoint_secs", type=seconds, default=300, help="seconds between two checkpoints")
+    add(
+        "--save_summary_secs",
+        type=seconds,
+        default=60,
+        help="seconds between two summaries of TensorBoard; below 10, also between two lines of progress",
+    )
+    add(
+        "--log_dir",
+        default="/tmp/tensorboard_logs",
+        help="folder in which TensorBoard's files get a folder of the run's name; empty: no TensorBoard",
+    )
 
 
 def _add_our_flags(add):
     """Adds the flags that the original program did not have; `add` is the `add_argument` of a group."""
     positive = number(float, above=0)
-    add("--learning_rate", type=positive, default=1e-4, help="of the transforms")
+    add("--learning_rate", type=positive, default=1e-4, help="learning rate of the transforms")
     add(
         "--lr_schedule",
         choices=["constant", "cosine"],
         default="constant",
-        help="cosine: decays to zero at --last_step",
+        help="how the learning rates go on after --warmup_steps; cosine: they decay to zero at --last_step",
     )
     add(
         "--warmup_steps",
         type=number(int, at_least=0),
         default=0,
-        help="steps in which the learning rate rises from zero",
+        help="steps in which the learning rates rise from zero",
     )
     add(
         "--clip_norm",
         type=number(float, at_least=0),
         default=0.0,
-        help="bound of the gradient's norm; 0: none",
+        help="bound of the gradient's norm over all weights; 0: none",
     )
     add(
         "--ema_decay",
@@ -123,14 +141,15 @@ def _add_our_flags(add):
         "--min_scale",
         type=number(float, above=0, at_most=1),
         default=1.0,
-        help="scale photographs down to as little as this",
+        help="scale photographs at random, by a factor between this and 1",
     )
     add(
         "--init_run",
         metavar="NAME",
-        help="a new run starts from the weights of this run in --checkpoint_dir, with the same layers",
+        help="a new run starts from the weights of this run in --checkpoint_dir, which has the same layers; "
+        "a --learned_prior that this run lacks is fitted, before the first step, to its latents of 256 crops",
     )
-    add("--mixed_precision", action="store_true", help="convolutions in bfloat16")
+    add("--mixed_precision", action="store_true", help="compute convolutions in bfloat16")
     add(
         "--strategy",
         choices=["none", "mirrored", "multiworker"],
@@ -190,7 +209,6 @@ def main(argv=None):
     """Trains; returns the exit status."""
     args = parse_args(argv)
     find_images(args.train_glob)  # fails at once, while the imports below take seconds
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # silences TensorFlow's C++ code, not its exceptions
     from vbq.log import log_to_terminal
 
     log_to_terminal(args.verbose)

@@ -1,6 +1,8 @@
 """tools/demo.py: its photographs, and how it runs commands. The whole takes minutes: `make demo`."""
 
 import os
+import subprocess
+import sys
 
 import demo
 import numpy as np
@@ -26,6 +28,26 @@ def test_flags_and_run_are_there():
     args = bls2017_vae.parse_args(demo.TRAINING)
     assert args.train_glob == "demo/train/*.png" and args.num_filters == [32, 32, 32] and args.flip
     assert demo.SHIPPED == SHIPPED_RUN and os.path.isdir(os.path.join(ROOT, "checkpoints", demo.SHIPPED))
+
+
+@pytest.mark.slow
+def test_what_it_says_to_type_next_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo.write_photographs()
+    for name in ("bls2017_vae.py", "codec.py", "post_process.py", "checkpoints"):
+        os.symlink(os.path.join(ROOT, name), tmp_path / name)
+    _, source, commands = demo.NEXT.partition("source .venv/bin/activate\n")
+    assert source and commands.count("\npython ") == 4
+    commands = commands.replace("--last_step 10000", "--last_step 2 --log_dir ''")
+    commands = commands.replace("--out", "--lambs 1 --quantization_levels 4 --out")
+    folder = os.path.dirname(sys.executable)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", commands], check=True, env=environment)
+    with Image.open("demo/flower.png") as image:
+        assert image.size == (256, 427)
+    assert os.path.getsize("demo/flower.vbq") <= 0.5 * 256 * 427 / 8
+    assert "rate_distortion.png" in os.listdir("demo/results")
+    assert len(os.listdir("demo/checkpoints")) == 1
 
 
 def test_a_failed_command_ends_the_demonstration(capfd):

@@ -18,6 +18,12 @@ def test_progress_is_shown_if_asked_for_and_warnings_always(capsys):
         assert captured.err == "warning: left out: a.png\n"
 
 
+def test_a_message_is_one_line_whatever_a_file_is_called(capsys):
+    log_to_terminal()
+    logging.warning("left out: %s", "a\nb\x1b.png")
+    assert capsys.readouterr().err == "warning: left out: a\\nb\\x1b.png\n"
+
+
 def test_lines_do_not_tear_a_progress_bar(capsys):
     log_to_terminal()
     with tqdm(total=10, desc="decoding", file=sys.stderr, disable=False) as bar:

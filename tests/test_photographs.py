@@ -120,6 +120,23 @@ def test_unusable_photographs_are_named_and_left_out(tmp_path, capsys):
     assert any("at least 16 x 16 pixels" in line and "80 x 12" in line for line in warnings)
 
 
+def test_very_many_unusable_photographs_are_told_in_few_lines(tmp_path, capsys):
+    log_to_terminal()
+    folder = tmp_path / "photographs"
+    save_photographs(str(folder))
+    for i in range(30):
+        (folder / f"bad{i}.png").write_bytes(b"")
+    Photographs(str(folder / "*.png"), 16, threads=3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and all("bad" in line for line in lines[:10])
+    assert lines[10] == "warning: left out: 20 more files that cannot be used"
+    # Those that are decoded only when they are needed are told at the end, and once.
+    data = Photographs(str(folder / "*.png"), 16, threads=1, budget=0)
+    list(data.batches([range(33), range(33, 66)], threads=2, seed=0))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[10] == "warning: left out: 20 more files that cannot be used"
+
+
 def test_scaled_photographs_stay_within_the_budget_with_many_threads(pattern, monkeypatch):
     """Threads meet where each has scaled a photograph, and none has taken room for it yet."""
     data = Photographs(pattern, 16, threads=1)

@@ -27,7 +27,9 @@ def steps_of(folder):
 
 def write(outputs, steps):
     for step in steps:
-        outputs.write(step, {"loss": 1 / step, "steps_per_second": 2.0}, VAE(TINY), IMAGES)
+        means = {"loss": 1 / step, "steps_per_second": 2.0}
+        outputs.write_row(step, means)
+        outputs.write_summary(step, means, VAE(TINY), IMAGES)
 
 
 def test_both_go_on_at_the_step_that_was_restored(tmp_path):
@@ -44,6 +46,20 @@ def test_both_go_on_at_the_step_that_was_restored(tmp_path):
     assert rows[0] == "step,loss,steps_per_second"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
     assert sorted(os.listdir(tmp_path)) == ["board", "run"] and os.listdir(run_dir) == ["log.csv"]
+
+
+def test_the_log_of_an_earlier_version_gets_the_columns_that_it_lacks(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"step,psnr,loss\r\n1,30,0.5\r\n2,31,0.25\r\n9,3")
+    outputs = SideOutputs(str(tmp_path), "", 2)
+    for step in (3, 4):
+        outputs.write_row(step, {"loss": 1 / step, "psnr": 32.0, "loss_per_pixel": -0.125})
+    assert path.read_bytes().decode() == (
+        "step,psnr,loss,loss_per_pixel\r\n1,30,0.5,\r\n2,31,0.25,\r\n"
+        "3,32,0.333333,-0.125\r\n4,32,0.25,-0.125\r\n"
+    )
+    SideOutputs(str(tmp_path), "", 4).write_row(5, {"loss": 1.0, "psnr": 1.0})  # by that earlier version
+    assert path.read_text().splitlines()[-1] == "5,1,1,"
 
 
 def test_tensorboard_reads_increasing_steps(tmp_path):

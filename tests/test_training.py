@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -58,7 +59,7 @@ def test_run_directory_and_tensorboard(tmp_path, photographs, capsys):
     )
     assert bls2017_vae.main(flags) == 0
     output = capsys.readouterr()
-    assert all(word in output.out for word in ("step 3", "loss", "psnr", "steps/s"))
+    assert [line.split()[:3] for line in output.out.splitlines()] == [["step", n, "loss"] for n in "123"]
     (warning,) = output.err.splitlines()  # and no progress bar, because this is no terminal
     assert warning.startswith("warning: left out: ") and "3.png" in warning
     run_dir = run_dir_of(flags)
@@ -77,7 +78,7 @@ def test_run_directory_and_tensorboard(tmp_path, photographs, capsys):
     assert all(word in record for word in ("start at step 0", "tensorflow 2.14", "git commit", "command:"))
     rows = log_of(run_dir)
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    assert list(rows[0]) == ["step", "loss", "elbo", "likelihood", "kl", "mse", "psnr", "steps_per_second"]
+    assert list(rows[0]) == ["step", *METRICS, "steps_per_second", "loss_per_pixel"]
     (events,) = (tmp_path / "logs" / os.path.basename(run_dir)).iterdir()
     check_tensorboard(str(events))
     assert bls2017_vae.main(flags) == 0 and "already at step 3" in capsys.readouterr().out
@@ -89,9 +90,26 @@ def check_tensorboard(path):
     for record in tf.data.TFRecordDataset(path):
         for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
             tags.setdefault(value.tag, []).append(value)
-    assert set(tags) == {*METRICS, "original", "reconstruction"}
+    assert set(tags) == {*METRICS, "loss_per_pixel", "original", "reconstruction"}
     assert len(tags["loss"]) == 3
     assert len(tags["original"][0].tensor.string_val) == 2 + 2  # width, height, and two pictures
+
+
+def test_every_line_of_progress_has_its_row_also_the_first_and_the_last(tmp_path, photographs, capsys):
+    flags = flags_of(photographs, tmp_path, "--last_step", "4", "--verbose", "--save_summary_secs", "9999")
+    assert bls2017_vae.main(flags) == 0
+    rows = log_of(run_dir_of(flags))
+    assert [row["step"] for row in rows] == ["1", "4"]  # all within ten seconds
+    for line, row in zip(capsys.readouterr().out.splitlines(), rows, strict=True):
+        found = re.fullmatch(
+            r"step (\d+)  loss (\S+) nats per crop, (\S+) per pixel  psnr (\S+) dB  (\S+) steps/s", line
+        )
+        names = ("step", "loss", "loss_per_pixel", "psnr", "steps_per_second")
+        assert [float(text) for text in found.groups()] == pytest.approx(
+            [float(row[name]) for name in names], rel=1e-3, abs=0.01
+        )
+        pixels = 16**2  # of a crop
+        assert float(row["loss_per_pixel"]) == pytest.approx(float(row["loss"]) / pixels, rel=1e-4)
 
 
 # Stopping and continuing.

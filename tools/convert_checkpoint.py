@@ -10,7 +10,6 @@ float16, to ship.
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 
@@ -44,7 +43,7 @@ def read_tensorflow(run_dir):
         raise UserError(f"{run_dir}: has neither a checkpoint, model.ckpt-STEP.index, nor weights.npz")
     step, _, arrays = found
     weights = named_weights(arrays)
-    weights = {name: weights[name] for name in weights if name.startswith("sequential")}
+    weights = {name: weights[name] for name in weights if name.startswith(("sequential", "prior/"))}
     state = train_state.from_weights(weights, step)
     average = named_weights(arrays, "average")
     if average:
@@ -53,8 +52,9 @@ def read_tensorflow(run_dir):
         moments = {}
         for name in weights:
             escaped = name.replace("/", ".S")
+            optimizer = "prior_optimizer" if name.startswith("prior/") else "optimizer"
             moments[name] = arrays.get(
-                f"weights/{escaped}/.OPTIMIZER_SLOT/optimizer/{key}/.ATTRIBUTES/VARIABLE_VALUE"
+                f"weights/{escaped}/.OPTIMIZER_SLOT/{optimizer}/{key}/.ATTRIBUTES/VARIABLE_VALUE"
             )
         if all(value is not None for value in moments.values()):
             state[slot] = moments
@@ -77,7 +77,7 @@ def write_tensorflow(run_dir, state):
 
     flags = read_flags(run_dir)
     try:
-        config = dataclasses.replace(ModelConfig.of(flags), learned_prior=False)  # as in every state
+        config = ModelConfig.of(flags)
     except KeyError as error:
         raise UserError(f"{run_dir}/args.json has no flag {error}") from error
     trainer = Trainer(config, tf.distribute.get_strategy(), ema_decay=flags.get("ema_decay", 0.0))
@@ -86,13 +86,16 @@ def write_tensorflow(run_dir, state):
     except ValueError as error:
         raise UserError(f"{run_dir}: the state does not fit the model in args.json: {error}") from error
     trainer.optimizer._create_all_weights(trainer.variables)
+    trainer.prior_optimizer._create_all_weights(trainer.prior_variables)
     for name, variable in trainer.weights.items():
-        trainer.optimizer.get_slot(variable, "m").assign(state["adam_m"][name])
-        trainer.optimizer.get_slot(variable, "v").assign(state["adam_v"][name])
+        optimizer = trainer.prior_optimizer if name.startswith("prior/") else trainer.optimizer
+        optimizer.get_slot(variable, "m").assign(state["adam_m"][name])
+        optimizer.get_slot(variable, "v").assign(state["adam_v"][name])
     for name, variable in trainer.average.items():
         variable.assign(state["ema"][name])
     trainer.step.assign(state["global_step"])
-    trainer.optimizer.iterations.assign(state["global_step"])
+    for optimizer in (trainer.optimizer, trainer.prior_optimizer):
+        optimizer.iterations.assign(state["global_step"])
     trainer.saver(run_dir).save()
 
 
@@ -111,7 +114,7 @@ def convert(direction, run_dir):
 def main(argv=None):
     """Converts; returns the exit status."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("direction", choices=DIRECTIONS)
+    parser.add_argument("direction", choices=DIRECTIONS, help="what to write; see above")
     parser.add_argument("run_dir", help="directory of the run, with its args.json")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.run_dir):

@@ -1,9 +1,10 @@
-"""The whole experiment in small: trains for about two minutes, evaluates, then uses the model that ships.
+"""The whole experiment in small: trains for a minute, evaluates, then uses the model that ships.
 
 The photographs are the two of scikit-learn. The model is trained on their left parts; their right parts are
 the test images.
 """
 
+import argparse
 import os
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
 import bls2017_vae
 from utils import evaluate_compression_jpg
-from vbq.command import UserError, run_main
+from vbq.command import Parser, UserError, run_main
 from vbq.metrics import ImageMetrics
 
 SHIPPED = (
@@ -27,10 +28,30 @@ SHIPPED = (
 TRAIN_WIDTH = 384  # of 640 pixels
 TRAINING = shlex.split(
     "--verbose --checkpoint_dir demo/checkpoints --train_glob 'demo/train/*.png' --log_dir demo/tf_logs "
-    "--num_filters 32 32 32 --patchsize 64 --batchsize 8 --likelihood_variance 0.001 --learning_rate 1e-3 "
-    "--warmup_steps 200 --clip_norm 1e6 --lr_schedule cosine --flip --last_step 14000"
+    "--num_filters 32 32 32 --patchsize 64 --batchsize 8 --likelihood_variance 0.001 --learning_rate 3e-3 "
+    "--warmup_steps 100 --clip_norm 1e6 --lr_schedule cosine --flip --last_step 4000"
 )
-MAX_BITS = "6"  # two photographs have too few latents to count the 2047 code points of the default, 10 bits
+# Two photographs have too few latents to count the 2047 code points of the default, 10 bits.
+EVALUATION = shlex.split("demo/val_imgs.npy 'demo/test/*.png' --max_bits 6 --passes 20")
+JOINT_STEPS = 4  # two seconds each
+JPEG_QUALITIES = range(1, 96, 3)
+NEXT = f"""
+What you could type next, in the project's folder, with your own photographs in place of these:
+
+source .venv/bin/activate
+RUN={SHIPPED}
+
+# Compress a photograph with the model that ships.
+python codec.py compress checkpoints $RUN demo/test/flower.png demo/flower.vbq --bpp 0.5
+python codec.py decompress checkpoints $RUN demo/flower.vbq demo/flower.png
+
+# Evaluate the model that ships.
+python post_process.py checkpoints $RUN - 'demo/test/*.png' --out demo/results
+
+# Train a model, for ten minutes or longer.
+python bls2017_vae.py --verbose --checkpoint_dir demo/checkpoints --train_glob 'demo/train/*.png' \\
+  --num_filters 64 64 64 --patchsize 128 --batchsize 8 --likelihood_variance 0.001 \\
+  --learning_rate 1e-3 --warmup_steps 200 --clip_norm 1e6 --lr_schedule cosine --flip --last_step 10000"""
 
 
 def write_photographs():
@@ -61,16 +82,19 @@ def use_shipped_model():
     """Compresses a photograph at three rates and prints the sizes beside those of JPEG."""
     import codec
 
-    print(f"\nThe model that ships, on scikit-learn's flower.jpg, in 10 joint steps (checkpoints/{SHIPPED}):")
+    print(
+        f"\nThe model that ships, on scikit-learn's flower.jpg, in {JOINT_STEPS} joint steps "
+        f"(checkpoints/{SHIPPED}):"
+    )
     model = bls2017_vae.load_run("checkpoints", SHIPPED)
     image = load_sample_images().images[1]
     pixels = image.shape[0] * image.shape[1]
     metrics = ImageMetrics(image)
-    jpeg = evaluate_compression_jpg(image, range(1, 96))
+    jpeg = evaluate_compression_jpg(image, JPEG_QUALITIES)
     heading = "JPEG of about that size: bytes"
     print(f"{'lamb':>6} {'bytes':>8} {'bpp':>7} {'PSNR':>7}    {heading:>30} {'PSNR':>7}")
     for lamb in (0.5, 4.0, 32.0):
-        data = codec.compress(image, model, lamb, joint_steps=10)
+        data = codec.compress(image, model, lamb, joint_steps=JOINT_STEPS)
         psnr = metrics.evaluate(codec.decompress(data, model))["PSNR (RGB)"]
         bpp = 8 * len(data) / pixels
         i = np.abs(jpeg["BPP"] - bpp).argmin()
@@ -80,23 +104,17 @@ def use_shipped_model():
 
 
 def main(argv=None):
-    """Runs the demonstration, which has no arguments; returns the exit status."""
-    del argv
+    """Runs the demonstration, which has no flags; returns the exit status."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
     os.chdir(ROOT)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     write_photographs()
     run("bls2017_vae.py", *TRAINING)
     runname = bls2017_vae.runname(bls2017_vae.parse_args(TRAINING))
-    run(
-        "post_process.py",
-        "demo/checkpoints",
-        runname,
-        "demo/val_imgs.npy",
-        "demo/test/*.png",
-        "--max_bits",
-        MAX_BITS,
-    )
+    run("post_process.py", "demo/checkpoints", runname, *EVALUATION)
     use_shipped_model()
+    print(NEXT)
     return 0
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vbq.priors import NUM_FILTERS
 from vbq.rdft import rdft_basis
 
 GDN_PEDESTAL = 2.0**-36  # of the square-root parameterization, as in tensorflow-compression
 BETA_MINIMUM = 1e-6
+PRIOR_LAYERS = len(NUM_FILTERS) + 1
 
 
 def dense_taps(size, stride, up):
@@ -143,6 +145,40 @@ def gdn(x, reparam_beta, reparam_gamma, inverse):
     return x * (torch.sqrt(norm) if inverse else torch.rsqrt(norm))
 
 
+def factorized_log_prob(weights, z):
+    """Returns the log density of a learned prior, that of `tfc.DeepFactorized`, in nats.
+
+    The cumulative density is the sigmoid of a small monotone network for each channel (Ballé et al., 2018,
+    appendix 6.1). The density takes the network's slope, which is computed beside its value.
+
+    Args:
+      weights: dict of float32 tensors, `prior/matrix_0` and so on; others are ignored.
+      z: float32 [B, h, w, C].
+
+    Returns:
+      float32 [B, h, w, C].
+    """
+    values, slopes = [z], [1.0]  # of the units of a layer, each [B, h, w, C]
+    for layer in range(PRIOR_LAYERS):
+        matrix = F.softplus(weights[f"prior/matrix_{layer}"])  # (C, units, units before)
+        bias = weights[f"prior/bias_{layer}"]  # (C, units, 1)
+
+        def product(j, units, matrix=matrix):
+            return sum(matrix[:, j, k] * unit for k, unit in enumerate(units))
+
+        rows = range(matrix.shape[1])
+        values = [product(j, values) + bias[:, j, 0] for j in rows]
+        slopes = [product(j, slopes) for j in rows]
+        if layer < PRIOR_LAYERS - 1:
+            factor = torch.tanh(weights[f"prior/factor_{layer}"])  # (C, units, 1)
+            for j in rows:
+                t = torch.tanh(values[j])
+                values[j] = values[j] + factor[:, j, 0] * t
+                slopes[j] = slopes[j] * (1 + factor[:, j, 0] * (1 - t * t))
+    (logits,), (slope,) = values, slopes
+    return F.logsigmoid(logits) + F.logsigmoid(-logits) + torch.log(slope)
+
+
 class Model:
     """The transforms and the loss of `vbq.transforms.VAE`, as functions of a dict of named weights."""
 
@@ -150,7 +186,7 @@ class Model:
         """Makes the layers.
 
         Args:
-          config: ModelConfig, with a standard normal prior.
+          config: ModelConfig.
           device: torch.device.
           dense_below: int, channels below which a convolution takes its dense form.
         """
@@ -181,6 +217,16 @@ class Model:
                 x = gdn(x, beta, gamma, inverse=norm == "igdn")
         return x.float()
 
+    def analysis(self, weights, x, dtype=torch.float32):
+        """Maps images to the parameters of the posterior of their latents.
+
+        Args: as those of `loss`.
+
+        Returns:
+          float32 posterior mean and log-variance, [B, H / stride, W / stride, C] each.
+        """
+        return self._transform(weights, self.down, x, dtype, "sequential", "gdn").chunk(2, dim=-1)
+
     def loss(self, weights, x, noise, dtype=torch.float32):
         """Computes the negative evidence lower bound, mean over the images, in nats.
 
@@ -195,11 +241,15 @@ class Model:
             `mse`.
         """
         variance = self.config.likelihood_variance
-        mean, logvar = self._transform(weights, self.down, x, dtype, "sequential", "gdn").chunk(2, dim=-1)
+        mean, logvar = self.analysis(weights, x, dtype)
         z = mean + noise * torch.exp(0.5 * logvar)
         x_hat = self._transform(weights, self.up, z, dtype, "sequential_1", "igdn")
         squared = (x - x_hat).square().sum() / len(x)
         log_normalizer = 0.5 * math.log(2 * math.pi * variance)
         likelihood = -0.5 * squared / variance - log_normalizer * x[0].numel()
-        kl = 0.5 * (z.square() - noise.square() - logvar).sum() / len(x)
+        if self.config.learned_prior:
+            log_posterior = -0.5 * (noise.square() + logvar + math.log(2 * math.pi))
+            kl = (log_posterior - factorized_log_prob(weights, z)).sum() / len(x)
+        else:
+            kl = 0.5 * (z.square() - noise.square() - logvar).sum() / len(x)
         return {"loss": kl - likelihood, "likelihood": likelihood, "kl": kl, "mse": squared / x[0].numel()}

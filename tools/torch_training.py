@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import train_state
 from PIL import Image
 
 from vbq.command import UserError, note
 from vbq.files import find_images
 from vbq.images import read_image
+from vbq.left_out import LeftOut
+from vbq.priors import PRIOR_CROPS, DeepFactorizedPrior
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # TensorFlow's Adam
 LOG_STEPS = 100
@@ -42,9 +45,12 @@ def load_photos(pattern, patchsize, min_scale, by_area, device, threads):
     Raises:
       UserError: no photograph can be used.
     """
-    decode = functools.partial(_decode, patchsize=patchsize, min_scale=min_scale)
+    # Not by absl.logging, which few machines with PyTorch alone have.
+    left_out = LeftOut(lambda text: note(f"warning: {text}"))
+    decode = functools.partial(_decode, patchsize=patchsize, min_scale=min_scale, left_out=left_out)
     with ThreadPoolExecutor(threads) as pool:
         photos = [levels for levels in pool.map(decode, find_images(pattern)) if levels]
+    left_out.tell_rest()
     if not photos:
         raise UserError(
             f"{pattern}: no photograph of at least {patchsize} x {patchsize} pixels, the size of a crop"
@@ -62,12 +68,17 @@ def load_photos(pattern, patchsize, min_scale, by_area, device, threads):
     )
 
 
-def _decode(path, patchsize, min_scale):
-    """Returns the scales of one photograph, list of uint8 [H, W, 3]; empty if it cannot be read."""
+def _decode(path, patchsize, min_scale, left_out):
+    """Returns the scales of one photograph, list of uint8 [H, W, 3]; empty if it cannot be used."""
     try:
         image = Image.fromarray(read_image(path))
+        if min(image.size) < patchsize:
+            raise UserError(
+                f"{path}: needs at least {patchsize} x {patchsize} pixels, the size of a crop, but has "
+                f"{image.width} x {image.height}"
+            )
     except UserError as error:
-        note(f"warning: left out: {error}")  # not by absl.logging, which few machines with PyTorch alone have
+        left_out.add(path, error)
         return []
     sizes = [(round(image.width * s), round(image.height * s)) for s in SCALES if s >= min_scale]
     return [
@@ -98,6 +109,35 @@ def random_crops(photos, batchsize, patchsize, flip):
     across = torch.where(u[3] < 0.5, patchsize - 1 - side, side) if flip else side
     x = (u[2] * (width - patchsize + 1)).long() + across
     return photos.pixels[photos.first[which] + y * width + x].float() / 255
+
+
+# The start of a learned prior.
+
+
+def fit_prior(model, weights, photos, config, device):
+    """Fits a learned prior to posterior samples of the latents of `PRIOR_CROPS` crops.
+
+    Args:
+      model: torch_model.Model.
+      weights: dict of float32 arrays by name, those of the transforms.
+      photos: Photos.
+      config: TrainingConfig.
+      device: torch.device.
+
+    Returns:
+      dict of float32 arrays, the weights of the prior.
+    """
+    torch.manual_seed(config.seed)
+    tensors = {name: torch.tensor(value, device=device) for name, value in weights.items()}
+    samples = []
+    with torch.no_grad():
+        for first in range(0, PRIOR_CROPS, config.batchsize):
+            count = min(config.batchsize, PRIOR_CROPS - first)
+            x = random_crops(photos, count, config.patchsize, config.flip)
+            mean, logvar = model.analysis(tensors, x)
+            z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            samples.append(z.reshape(-1, z.shape[-1]).cpu().numpy())
+    return train_state.prior_weights(DeepFactorizedPrior.fit(np.concatenate(samples), config.seed))
 
 
 # The step.
@@ -154,7 +194,10 @@ class Trainer:
         self.slots = {
             slot: [place(state[slot][name]) for name in self.weights] for slot in ("adam_m", "adam_v", "ema")
         }
-        self.rate = torch.zeros((), device=device)  # Adam's, bias correction included
+        # Adam's rates, bias correction included: of the transforms, and of a learned prior.
+        self.rates = torch.zeros(2, device=device)
+        is_prior = [name.startswith("prior/") for name in self.weights]
+        self.groups = [[i for i, prior in enumerate(is_prior) if prior == group] for group in (False, True)]
         self.sums = torch.zeros(5, device=device)  # loss, kl, mse, gradient norm, finite steps
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
@@ -187,7 +230,10 @@ class Trainer:
             if config.clip_norm:  # a gradient that is not finite is left out
                 torch._foreach_mul_(gradients, (config.clip_norm / norm).clamp(max=1))
                 gradients = [torch.where(finite, g, 0) for g in gradients]
-            adam(weights, gradients, self.slots["adam_m"], self.slots["adam_v"], self.rate)
+            tensors = (weights, gradients, self.slots["adam_m"], self.slots["adam_v"])
+            for group, rate in zip(self.groups, self.rates):
+                if group:
+                    adam(*([part[i] for i in group] for part in tensors), rate)
             if config.ema_decay:
                 torch._foreach_lerp_(self.slots["ema"], weights, 1 - config.ema_decay)
             sums = torch.stack([out["loss"], out["kl"], out["mse"], norm, torch.ones_like(norm)])
@@ -231,7 +277,7 @@ class Trainer:
             for _ in range(steps):
                 if stop():
                     return
-                self.rate.fill_(adam_rate(self.config.rate(self.step), self.step + 1))
+                self._set_rates()
                 self.is_whole = False
                 if self.device.type == "cuda":
                     self.graph.replay()
@@ -250,6 +296,12 @@ class Trainer:
             yield self.step, [s / sums[4] for s in sums[:4]]
             if time.monotonic() >= end:
                 return
+
+    def _set_rates(self):
+        config, rate = self.config, self.config.rate(self.step)
+        rates = (rate, config.prior_lr * rate / config.learning_rate)
+        for tensor, rate in zip(self.rates, rates):
+            tensor.fill_(adam_rate(rate, self.step + 1))
 
     def _kept(self):
         return f"the state of step {self.saved} is kept" if self.saved else "no state is saved yet"

@@ -6,6 +6,7 @@ PyTorch has trained, `rng_state`, a uint8 array. On disk it is `RUN/train_torch/
 of limited size. It is complete only if all N are there.
 """
 
+import dataclasses
 import glob
 import math
 import os
@@ -14,7 +15,9 @@ import re
 import numpy as np
 from scipy import stats
 
+from vbq.command import UserError
 from vbq.files import atomic_write, load_npz, save_npz
+from vbq.priors import DeepFactorizedPrior
 
 SLOTS = ("weights", "adam_m", "adam_v", "ema")
 FOLDER = "train_torch"
@@ -37,13 +40,47 @@ def weight_shapes(config):
             if not last:
                 shapes[f"{name}/{norm}_{i}/reparam_beta"] = (channels[i + 1],)
                 shapes[f"{name}/{norm}_{i}/reparam_gamma"] = (channels[i + 1],) * 2
+    if config.learned_prior:
+        prior = prior_weights(DeepFactorizedPrior.initial(config.num_channels))
+        shapes |= {name: value.shape for name, value in prior.items()}
     return shapes
+
+
+def prior_weights(prior):
+    """Returns the weights of a DeepFactorizedPrior as those of a model: dict of float32 arrays by name."""
+    return {f"prior/{name}": value.astype(np.float32) for name, value in prior.arrays().items()}
+
+
+def fitting(weights, config, where):
+    """Picks the weights of a model.
+
+    Args:
+      weights: dict of arrays by name, which may have others.
+      config: ModelConfig of the model.
+      where: str, the place that an error names.
+
+    Returns:
+      dict of arrays.
+
+    Raises:
+      UserError: names are missing, or shapes do not fit.
+    """
+    shapes = weight_shapes(config)
+    for name, shape in shapes.items():
+        found = np.shape(weights[name]) if name in weights else "nothing"
+        if found != shape:
+            raise UserError(
+                f"{where}: the weights are those of another model: {name}: expected shape {shape}, "
+                f"found {found}"
+            )
+    return {name: weights[name] for name in shapes}
 
 
 def initial(config, seed):
     """Returns a new state.
 
     Kernels are drawn by variance scaling (fan in, truncated normal). GDN starts with beta 1 and gamma 0.1 I.
+    A learned prior starts as a logistic density.
 
     Args:
       config: ModelConfig.
@@ -56,7 +93,7 @@ def initial(config, seed):
     pedestal = 2.0**-36
     channels = {"sequential": [3, *config.num_filters[:-1]], "sequential_1": config.num_filters[::-1]}
     weights = {}
-    for name, shape in weight_shapes(config).items():
+    for name, shape in weight_shapes(dataclasses.replace(config, learned_prior=False)).items():
         scope, layer, leaf = name.split("/")[0], int(re.search(r"layer_(\d+)", name)[1]), name.split("/")[-1]
         if leaf == "kernel_rdft":
             # The basis is orthonormal, so the coefficients may be drawn like the kernel.
@@ -71,7 +108,20 @@ def initial(config, seed):
         else:
             value = np.zeros(shape)
         weights[name] = value.astype(np.float32)
+    if config.learned_prior:
+        prior = DeepFactorizedPrior.initial(config.num_channels, seed, config.prior_init_scale)
+        weights |= prior_weights(prior)
     return from_weights(weights)
+
+
+def result(state):
+    """Returns the weights that a state is for, dict of arrays by name: the moving average if it has one."""
+    return state["ema" if state["averaged"] else "weights"]
+
+
+def has_prior(weights):
+    """Whether weights, dict by name, have those of a learned prior."""
+    return any(name.startswith("prior/") for name in weights)
 
 
 def from_weights(weights, global_step=0):
@@ -168,7 +218,7 @@ def save(run_dir, state, part_bytes=15e6):
 
 def save_weights(run_dir, state, dtype=np.float32):
     """Writes the result of a state, the weights or their average, to `weights.npz` for `load_run`."""
-    arrays = {k: v.astype(dtype) for k, v in state["ema" if state["averaged"] else "weights"].items()}
+    arrays = {k: v.astype(dtype) for k, v in result(state).items()}
     save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})
 
 

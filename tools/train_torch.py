@@ -6,36 +6,39 @@
 
 The transforms, the real-DFT domain of the kernels, GDN, the loss and Adam are those of `bls2017_vae.py`; so
 are the names and shapes of the weights, the flags, and the run directory. `tests/test_train_torch.py`
-compares the loss and every gradient with the TensorFlow model. A learned prior is trained by `bls2017_vae.py`
-only.
+compares the loss and every gradient with the TensorFlow model.
 
 The state is kept in `RUN/train_torch/`, in `.npz` parts of at most `--part_mb` each: weights, Adam's moments,
 the moving average, and the state of the random numbers. The next slice of the run continues from it.
 `RUN/weights.npz` holds the weights for use; `load_run` reads it. `tools/convert_checkpoint.py` turns the
 state into a TensorFlow checkpoint, and such a checkpoint into this state.
+
+Of the flags of `bls2017_vae.py`, this tool ignores `--save_summary_secs`, `--log_dir`, `--strategy` and
+`--mixed_precision`.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import sys
 import time
 
-import torch
-
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 import train_state
-from torch_model import Model
-from torch_training import Trainer, load_photos
 
 import bls2017_vae
 from vbq.command import Parser, UserError, note, number, reason, run_main
-from vbq.config import LAYER_LISTS, ModelConfig, TrainingConfig
+from vbq.config import ModelConfig, TrainingConfig
 from vbq.files import find_images
-from vbq.record import neighbours, read_flags, write_flags
+from vbq.record import check_init_run, neighbours, write_flags
 from vbq.run_lock import run_lock
 from vbq.signals import Deferred
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and shows the default of every flag."""
 
 
 def build_parser():
@@ -43,29 +46,34 @@ def build_parser():
     parser = Parser(
         parents=[bls2017_vae.build_parser(add_help=False)],
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument_group("of this trainer").add_argument
+    add(
         "--precision",
         choices=["bf16", "tf32", "float32"],
         default="float32",
         help="arithmetic of the convolutions (bf16, tf32); GDN, loss and densities stay float32",
     )
-    parser.add_argument("--compile", action="store_true", help="fuse with torch.compile")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--by_area", action="store_true", help="draw photographs by their area instead of alike"
+    add("--compile", action="store_true", help="fuse the loss with torch.compile")
+    add(
+        "--device",
+        default="auto",
+        help="PyTorch's name of the device to train on; auto: cuda where there is one, else cpu",
     )
-    parser.add_argument(
+    add(
+        "--by_area",
+        action="store_true",
+        help="draw photographs with probabilities in proportion to their areas instead of equal ones",
+    )
+    add(
         "--max_seconds",
         type=number(float, above=0),
         default=math.inf,
-        help="stop this slice, state saved, after so long",
+        help="stop this slice after so many seconds of training and save the state",
     )
-    parser.add_argument(
-        "--part_mb", type=number(float, above=0), default=15, help="largest file of the state, in 10^6 bytes"
-    )
-    parser.add_argument(
+    add("--part_mb", type=number(float, above=0), default=15, help="largest file of the state, in 10^6 bytes")
+    add(
         "--dense_below",
         type=number(int, at_least=0),
         default=16,
@@ -84,32 +92,36 @@ def load_state(run_dir, model_config, config):
 
     Returns:
       dict, as `train_state` describes it, that of the run, or its shipped weights, or those of
-      `config.init_run`, or new weights; and bool, whether it is that of the run.
+      `config.init_run` (without a learned prior if that run has none), or new weights; and bool, whether it
+      is that of the run.
 
     Raises:
-      UserError: there is no run `config.init_run`, or its model has other layers.
+      UserError: the weights are those of another model; or there is no run `config.init_run`, or its model
+        has other layers.
     """
     state = train_state.load(run_dir) or _weights_alone(run_dir)
     if state:
-        return state, True
-    if not config.init_run:
-        return train_state.initial(model_config, config.seed), False
-    other = os.path.join(os.path.dirname(run_dir), config.init_run)
-    if not os.path.isdir(other):
-        raise UserError(f"--init_run: {other}: no such run")
-    flags = read_flags(other)
-    for name in LAYER_LISTS:
-        ours = list(getattr(model_config, name))
-        if flags.get(name) != ours:
-            theirs, ours = (" ".join(map(str, sizes or ["unknown"])) for sizes in (flags.get(name), ours))
-            raise UserError(f"--init_run: {other} has --{name} {theirs}, but this run has {ours}")
-    state = train_state.load(other) or _weights_alone(other)
+        slots = {name: train_state.fitting(state[name], model_config, run_dir) for name in train_state.SLOTS}
+        return state | slots, True
+    if config.init_run:
+        other = os.path.join(os.path.dirname(run_dir), config.init_run)
+        return train_state.from_weights(_weights_of(other, model_config)), False
+    return train_state.initial(model_config, config.seed), False
+
+
+def _weights_of(run_dir, model_config):
+    """Returns the result of another run, dict of float32 arrays by name. It may lack a learned prior."""
+    check_init_run(run_dir, model_config)
+    state = train_state.load(run_dir) or _weights_alone(run_dir)
     if not state:
         raise UserError(
-            f"--init_run: {other}: has no state of this tool; make one with tools/convert_checkpoint.py "
+            f"--init_run: {run_dir}: has no state of this tool; make one with tools/convert_checkpoint.py "
             "to-torch"
         )
-    return train_state.from_weights(state["ema" if state["averaged"] else "weights"]), False
+    weights = train_state.result(state)
+    learned_prior = model_config.learned_prior and train_state.has_prior(weights)
+    model_config = dataclasses.replace(model_config, learned_prior=learned_prior)
+    return train_state.fitting(weights, model_config, f"--init_run: {run_dir}")
 
 
 def _weights_alone(run_dir):
@@ -152,7 +164,7 @@ def train(run_dir, trainer, config, max_seconds, part_bytes, verbose):
       config: TrainingConfig.
       max_seconds: float, after which the slice stops.
       part_bytes: float, largest file of the state.
-      verbose: bool, whether means are printed every 1000 steps.
+      verbose: bool, whether means are printed: the first ones, every 1000 steps, and the last ones.
 
     Raises:
       UserError: a loss or gradient is no finite number, or the state cannot be written.
@@ -181,19 +193,25 @@ def _slice(trainer, config, max_seconds, signals, log, save, verbose):
     """Trains until the last step, the end of the slice, or a signal."""
     last_save = began = time.monotonic()
     first = trainer.step
-    for step, means in trainer.train(config.last_step, max_seconds, stop=lambda: signals.received):
+    intervals = trainer.train(config.last_step, max_seconds, stop=lambda: signals.received)
+    for i, (step, means) in enumerate(intervals):
         log.write(step, means)
-        rate = (step - first) / (time.monotonic() - began)
-        if verbose and step % 1000 == 0:
-            loss, kl, mse, norm = means
-            print(
-                f"step {step}  loss {loss:.1f}  psnr {-10 * math.log10(mse):.3f}  "
-                f"kl {kl / config.patchsize**2:.4f} nat/pixel  gradient {norm:.3g}  {rate:.1f} steps/s",
-                flush=True,
-            )
+        if verbose and (i == 0 or step % 1000 == 0 or step == config.last_step):
+            _print_line(step, means, config.patchsize**2, (step - first) / (time.monotonic() - began))
         if time.monotonic() - last_save > config.save_checkpoint_secs:
             save()
             last_save = time.monotonic()
+
+
+def _print_line(step, means, pixels, rate):
+    """Prints means in nats per crop and per pixel, of crops with so many pixels, and steps per second."""
+    loss, kl, mse, norm = means
+    print(
+        f"step {step}  loss {loss:.1f} nats per crop, {loss / pixels:.4f} per pixel  "
+        f"psnr {-10 * math.log10(mse):.2f} dB  kl {kl / pixels:.4f} nats per pixel  gradient {norm:.3g}  "
+        f"{rate:.1f} steps/s",
+        flush=True,
+    )
 
 
 def begin(run_dir, args, first, resumes):
@@ -212,13 +230,38 @@ def begin(run_dir, args, first, resumes):
         )
 
 
+def find_device(name):
+    """Returns the torch.device of a name, that of an accelerator for "auto" if there is one.
+
+    Args:
+      name: str, the value of --device.
+
+    Raises:
+      UserError: PyTorch is not installed, or has no such device.
+    """
+    try:
+        import torch  # here, because `--help` should work without it
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "PyTorch is not installed; install it with `python -m pip install torch` (in an environment of "
+            "uv: `uv pip install torch`)"
+        ) from error
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter if PyTorch is built without it
+        raise UserError(f"--device: PyTorch has no device {name!r} here; cpu is always there") from error
+
+
 def main(argv=None):
     """Runs one slice; returns the exit status."""
     args = build_parser().parse_args(argv)
-    if args.learned_prior:
-        raise UserError("--learned_prior: only bls2017_vae.py trains a learned prior; this tool does not")
     find_images(args.train_glob)  # fails before the run's directory is made
-    started, device = time.monotonic(), torch.device(args.device)
+    started, device = time.monotonic(), find_device(args.device)
+    from torch_model import Model  # PyTorch is there now
+    from torch_training import Trainer, fit_prior, load_photos
+
     run_dir = os.path.join(args.checkpoint_dir, bls2017_vae.runname(args))
     model_config, config = ModelConfig.of(vars(args)), TrainingConfig.of(vars(args))
     with run_lock(run_dir):
@@ -232,6 +275,10 @@ def main(argv=None):
             config.preprocess_threads,
         )
         model = Model(model_config, device, args.dense_below)
+        if model_config.learned_prior and not train_state.has_prior(state["weights"]):
+            note(f"{run_dir}: {config.init_run} has no learned prior; it is fitted to that run's latents")
+            weights = state["weights"]
+            state = train_state.from_weights(weights | fit_prior(model, weights, photos, config, device))
         begin(run_dir, args, int(state["global_step"]), resumes)
         trainer = Trainer(model, state, photos, config, device, args.precision, args.compile)
         print(

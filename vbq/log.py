@@ -14,16 +14,18 @@ import sys
 from absl import logging as absl_logging
 from tqdm import tqdm
 
+from vbq.command import printable
+
 
 class _Terminal(logging.Handler):
-    """Prints plain lines above a progress bar: progress to stdout, warnings to stderr."""
+    """Prints plain messages, a line each, above a progress bar: progress to stdout, warnings to stderr."""
 
     def emit(self, record):
         is_warning = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if is_warning else ""
         file = sys.stderr if is_warning else sys.stdout
         with contextlib.suppress(OSError):  # nobody reads any more: no reason to end a training
-            tqdm.write(prefix + record.getMessage(), file=file)
+            tqdm.write(prefix + printable(record.getMessage()), file=file)
             file.flush()
 
 

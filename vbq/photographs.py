@@ -19,6 +19,7 @@ from PIL import Image
 from vbq.command import UserError, progress
 from vbq.files import find_images, is_npy, open_npy
 from vbq.images import read_image, to_uint8
+from vbq.left_out import LeftOut
 from vbq.samples import outside_unit_range
 
 MEMORY_BUDGET = (
@@ -47,6 +48,7 @@ class Photographs:
         self._budget_lock = threading.Lock()  # of `budget` and `scaled`, which all threads change
         self.items = []  # arrays [H, W, 3]; paths from the photograph on that exceeds the budget
         self.scaled = {}  # (number of the item, tenths of its size) to uint8 array
+        self.left_out = LeftOut(logging.warning)
         paths = find_images(pattern)
         with ThreadPoolExecutor(threads) as pool:
             decoding = ordered_map(pool, self._open, paths, ahead=2 * threads)
@@ -58,6 +60,7 @@ class Photographs:
                     self.items += paths[i:]
                     break
                 self.items.append(pixels)
+        self.left_out.tell_rest()
         if not self.items:
             raise UserError(
                 f"{pattern}: none of the {len(paths)} files that match is a photograph of at least "
@@ -78,7 +81,7 @@ class Photographs:
                     f"but has {width} x {height}"
                 )
         except UserError as error:
-            logging.warning("left out: %s", error)
+            self.left_out.add(path, error)
             return None
         return pixels
 
@@ -145,8 +148,11 @@ class Photographs:
         def batch(numbers):
             return np.stack([self.crop(number=number, **crop_args) for number in numbers])
 
-        with ThreadPoolExecutor(threads) as pool:
-            yield from ordered_map(pool, batch, numbers, ahead=BATCHES_AHEAD * threads)
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                yield from ordered_map(pool, batch, numbers, ahead=BATCHES_AHEAD * threads)
+        finally:
+            self.left_out.tell_rest()  # of those that were not kept in memory
 
 
 def read_photograph(path):

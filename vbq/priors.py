@@ -6,6 +6,8 @@ per channel. VBQ (Yang, Bamler, Mandt, 2020) takes its code points from the quan
 float64, and the inverse of the cdf is exact. The original trained the density with a TensorFlow script. A
 channel has only 43 parameters, so a quasi-Newton method that fits all channels at once takes seconds.
 
+The learned prior of training is a density of the same family, in float32. `initial` and `fit` start it.
+
 Axis letters: B latent positions, C channels, F filters of a layer, M points of a channel, P parameters of a
 channel.
 """
@@ -16,6 +18,7 @@ from vbq.bfgs import minimize
 from vbq.threads import parallel
 
 NUM_FILTERS = (3, 3, 3)
+PRIOR_CROPS = 256  # training crops to whose latents a prior is fitted that --init_run does not find
 _WIDTHS = (1, *NUM_FILTERS, 1)
 _CHANNELS_PER_TASK = 16  # fitted or inverted together, so that their arrays fit into the processor's cache
 
@@ -70,6 +73,20 @@ class DeepFactorizedPrior:
         channels = _blocks(len(self.parameters))
         blocks = parallel(lambda c: _invert(self.parameters[c], targets, slack), channels)
         return np.concatenate(blocks)
+
+    @classmethod
+    def initial(cls, channels, seed=0, scale=1.0):
+        """Makes the densities that `tfc.DeepFactorized` starts with: logistic, with random biases.
+
+        Args:
+          channels: int.
+          seed: int, of the biases, which must differ between the units of a layer.
+          scale: float, tfc's `init_scale`.
+
+        Returns:
+          A `DeepFactorizedPrior`.
+        """
+        return cls(_initial_parameters(channels, seed, scale))
 
     @classmethod
     def fit(cls, samples, seed=0):
@@ -278,13 +295,13 @@ def _inverse_softplus(x):
     return x + np.log(-np.expm1(-x))
 
 
-def _initial_parameters(channels, seed):
-    """Returns the initial weights of tfc.DeepFactorized with init_scale 1: logistic, with random biases."""
+def _initial_parameters(channels, seed, scale=1.0):
+    """Returns the initial weights of `tfc.DeepFactorized`, float64 [C, P]. Args: see `initial`."""
     random = np.random.default_rng(seed)
     parameters = np.zeros((channels, NUM_PARAMETERS))
     for _, kind, where, (rows, _) in _ENTRIES:
         if kind == "matrix":
-            parameters[:, where] = _inverse_softplus(1 / rows)
+            parameters[:, where] = _inverse_softplus(scale ** (-1 / len(_WIDTHS[1:])) / rows)
         elif kind == "bias":
             parameters[:, where] = random.uniform(-0.5, 0.5, (channels, rows))
     return parameters

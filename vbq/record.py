@@ -16,6 +16,7 @@ import time
 from importlib import metadata
 
 from vbq.command import UserError, reason
+from vbq.config import LAYER_LISTS
 from vbq.files import atomic_write
 from vbq.threads import cores
 
@@ -153,6 +154,26 @@ def read_flags(run_dir):
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir}/args.json: cannot read the flags of training: {reason(error)}") from error
     return flags
+
+
+def check_init_run(run_dir, config):
+    """Checks that a training can start from the weights of another run.
+
+    Args:
+      run_dir: str, of the other run.
+      config: vbq.config.ModelConfig of the training.
+
+    Raises:
+      UserError: there is no such run, or its model has other layers.
+    """
+    if not os.path.isdir(run_dir):
+        raise UserError(f"--init_run: {run_dir}: no such run")
+    flags = read_flags(run_dir)
+    for name in LAYER_LISTS:
+        ours, theirs = list(getattr(config, name)), flags.get(name)
+        if theirs != ours:
+            theirs, ours = (" ".join(map(str, sizes or ["unknown"])) for sizes in (theirs, ours))
+            raise UserError(f"--init_run: {run_dir} has --{name} {theirs}, but this run has {ours}")
 
 
 def append_record(run_dir, flags, first_step, num_photographs):

@@ -50,8 +50,17 @@ class SideOutputs:
         except _ERRORS as error:
             _give_up("log.csv", error)
 
-    def write(self, step, means, model, x):
-        """Writes the state of the training to each output.
+    def write_row(self, step, means):
+        """Appends a row to `log.csv`.
+
+        Args:
+          step: int.
+          means: dict of names to float.
+        """
+        self._write("log.csv", step, means)
+
+    def write_summary(self, step, means, model, x):
+        """Appends a summary to TensorBoard's files.
 
         Args:
           step: int.
@@ -59,12 +68,16 @@ class SideOutputs:
           model: vbq.transforms.VAE.
           x: uint8 [B, H, W, 3], photographs to show beside their reconstructions.
         """
-        for name, output in list(self.outputs.items()):
-            try:
-                output.write(step, means, model, x)
-            except _ERRORS as error:
-                _give_up(name, error)
-                del self.outputs[name]
+        self._write("TensorBoard", step, means, model, x)
+
+    def _write(self, name, *arguments):
+        if name not in self.outputs:
+            return
+        try:
+            self.outputs[name].write(*arguments)
+        except _ERRORS as error:
+            _give_up(name, error)
+            del self.outputs[name]
 
 
 def _is_full(error):
@@ -84,29 +97,53 @@ def _reason(error):
 
 
 class Table:
-    """`log.csv`: a row of means for every summary."""
+    """`log.csv`: a row of means for every line of progress."""
 
     def __init__(self, run_dir, first_step):
         """Cuts the rows after a step off. Args: as those of `SideOutputs`."""
         self.path = os.path.join(run_dir, "log.csv")
-        if os.path.isfile(self.path):  # and no FIFO, say
-            with open(self.path, "rb") as file:
-                lines = file.readlines()
-            lines_of_steps = [line for line in lines[1:] if _has_step_up_to(line, first_step)]
-            remaining = [line for line in lines[:1] if line.endswith(b"\n")] + lines_of_steps
-            if remaining != lines:
-                with atomic_write(self.path) as path, open(path, "wb") as file:
-                    file.writelines(remaining)
+        lines = self._lines()
+        remaining = [line for line in lines[:1] if line.endswith(b"\n")]
+        remaining += [line for line in lines[1:] if _has_step_up_to(line, first_step)]
+        if remaining != lines:
+            self._replace(remaining)
+        self.columns = None  # names, once there is a row
 
-    def write(self, step, means, model, x):
+    def write(self, step, means):
         """Appends a row."""
-        del model, x
-        new = not os.path.exists(self.path) or not os.path.getsize(self.path)
+        if not self.columns or not os.path.exists(self.path):
+            self.columns = self._make_columns(["step", *means])
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, ["step", *means])
-            if new:
-                table.writeheader()
-            table.writerow({"step": step, **{name: f"{value:.6g}" for name, value in means.items()}})
+            row = {"step": step, **{name: f"{value:.6g}" for name, value in means.items()}}
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _make_columns(self, names):
+        """Makes sure that the file has some columns; returns the names of all.
+
+        Columns that the file of an earlier version lacks are added on the right, empty in its rows.
+        """
+        lines = self._lines()
+        if not lines:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow(names)
+            return names
+        columns = next(csv.reader([lines[0].decode()]))
+        new = [name for name in names if name not in columns]
+        if new:
+            ends = [",".join(["", *new]), *["," * len(new)] * (len(lines) - 1)]
+            self._replace([line.rstrip() + end.encode() + b"\r\n" for line, end in zip(lines, ends)])
+        return columns + new
+
+    def _lines(self):
+        """The lines of the file, bytes; none if it is no regular file."""
+        if not os.path.isfile(self.path):
+            return []
+        with open(self.path, "rb") as file:
+            return file.readlines()
+
+    def _replace(self, lines):
+        with atomic_write(self.path) as path, open(path, "wb") as file:
+            file.writelines(lines)
 
 
 def _has_step_up_to(line, step):

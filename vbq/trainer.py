@@ -1,14 +1,12 @@
 """A model in training: its variables, on the devices of a strategy, and the step that updates them."""
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
 from vbq.checkpoints import Saver, is_ours, latest_state, literal, named_weights
 from vbq.command import UserError
-from vbq.config import LAYER_LISTS
-from vbq.record import read_flags
+from vbq.priors import DeepFactorizedPrior
+from vbq.record import check_init_run
 from vbq.transforms import VAE
 
 METRICS = ("loss", "elbo", "likelihood", "kl", "mse", "psnr")
@@ -121,17 +119,13 @@ class Trainer:
         Args:
           run_dir: str, of the other run.
 
+        Returns:
+          bool, whether the other run lacks a learned prior that this model has.
+
         Raises:
           UserError: there is no such run, it has no state, or its model has other layers.
         """
-        if not os.path.isdir(run_dir):
-            raise UserError(f"--init_run: {run_dir}: no such run")
-        flags = read_flags(run_dir)
-        for name in LAYER_LISTS:
-            ours, theirs = list(getattr(self.model.config, name)), flags.get(name)
-            if theirs != ours:
-                theirs, ours = (" ".join(map(str, sizes or ["unknown"])) for sizes in (theirs, ours))
-                raise UserError(f"--init_run: {run_dir} has --{name} {theirs}, but this run has {ours}")
+        check_init_run(run_dir, self.model.config)
         state = latest_state(run_dir)
         if not state:
             raise UserError(
@@ -140,12 +134,47 @@ class Trainer:
         _, path, arrays = state
         try:
             weights = named_weights(arrays, "average") or named_weights(arrays)
-            if not any(name.startswith("prior/") for name in weights):
+            lacks_prior = not any(name.startswith("prior/") for name in weights)
+            if lacks_prior:
                 weights = self.model.named_weights() | weights
             self.model.set_named_weights(weights)
         except ValueError as error:
             raise UserError(f"{path}: the weights are those of another model: {error}") from error
         self._set_average(weights)
+        return lacks_prior and bool(self.prior_variables)
+
+    def fit_prior(self, batches):
+        """Fits the learned prior to posterior samples of the latents of crops.
+
+        Args:
+          batches: iterable of crops, uint8 [B, H, W, 3].
+        """
+        samples = []
+        for i, x in enumerate(batches):
+            mean, logvar = self.model.analysis(tf.cast(x, tf.float32) / 255)
+            noise = tf.random.stateless_normal(tf.shape(mean), tf.constant([self.seed, i], tf.int64))
+            z = mean + tf.exp(0.5 * logvar) * noise
+            samples.append(z.numpy().reshape(-1, z.shape[-1]))
+        prior = DeepFactorizedPrior.fit(np.concatenate(samples), self.seed)
+        weights = self._of_first_worker({f"prior/{name}": value for name, value in prior.arrays().items()})
+        self.model.set_named_weights(self.model.named_weights() | weights)
+        self._set_average(self.model.named_weights())
+
+    def _of_first_worker(self, arrays):
+        """Returns the first worker's arrays, dict by name: those of different machines may differ."""
+        if rank(self.strategy)[1] == 1:
+            return arrays
+
+        @tf.function
+        def share():
+            context = tf.distribute.get_replica_context()
+            is_first = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), tf.float32)
+            return context.all_reduce("SUM", [is_first * tf.cast(a, tf.float32) for a in arrays.values()])
+
+        shared = self.strategy.run(share)
+        return {
+            name: self.strategy.experimental_local_results(value)[0] for name, value in zip(arrays, shared)
+        }
 
     def _set_average(self, weights):
         for name, variable in self.average.items():

@@ -12,19 +12,22 @@ from absl import logging
 from vbq.checkpoints import Unsaved, kept
 from vbq.command import UserError, note, progress
 from vbq.photographs import Photographs
+from vbq.priors import PRIOR_CROPS
 from vbq.record import append_record, neighbours, write_flags
 from vbq.run_lock import run_lock
 from vbq.side_outputs import SideOutputs
 from vbq.signals import signals_as_exceptions
 from vbq.trainer import METRICS, Trainer, make_strategy, rank
 
-LOG_SECS = 10  # between two lines on the terminal
+LINE_SECS = 10  # at most, between two lines of progress
 
 
 class Means:
     """Means of the metrics of the steps since they were last taken."""
 
-    def __init__(self):
+    def __init__(self, pixels):
+        """Starts with no steps; `pixels`, int, is the number of pixels of a crop."""
+        self.pixels = pixels
         self.reset()
 
     def reset(self):
@@ -37,27 +40,35 @@ class Means:
         self.steps += 1
 
     def take(self):
-        """Returns dict of float, the `METRICS` and `steps_per_second`, and starts anew."""
+        """Starts anew.
+
+        Returns:
+          dict of float: the `METRICS`, of which those in nats are per crop; `steps_per_second`; and
+          `loss_per_pixel`, in nats.
+        """
         seconds = time.monotonic() - self.since
         means = dict(zip(METRICS, (self.total / self.steps).tolist()))
         means["steps_per_second"] = self.steps / seconds
+        means["loss_per_pixel"] = means["loss"] / self.pixels
         self.reset()
         return means
 
 
 class Log:
-    """What a training shows of itself."""
+    """What a training shows of itself: lines of progress, and summaries."""
 
-    def __init__(self, run_dir, outputs, summary_secs):
+    def __init__(self, run_dir, outputs, summary_secs, pixels):
         """Starts with no metrics.
 
         Args:
           run_dir: str.
           outputs: SideOutputs, or None for none.
-          summary_secs: float, seconds between two rows of `log.csv` and two summaries of TensorBoard.
+          summary_secs: float, seconds between two summaries of TensorBoard.
+          pixels: int, number of pixels of a crop.
         """
         self.run_dir, self.outputs, self.summary_secs = run_dir, outputs, summary_secs
-        self.for_terminal, self.for_summary = Means(), Means()
+        self.line_secs = 0.0  # the first line is due at once
+        self.for_line, self.for_summary = Means(pixels), Means(pixels)
         self.pending, self.steps = None, 0
 
     def add(self, step, metrics):
@@ -92,7 +103,7 @@ class Log:
                 "--learning_rate, --warmup_steps or --clip_norm"
             )
         self.steps = step + 1
-        self.for_terminal.add(values)
+        self.for_line.add(values)
         self.for_summary.add(values)
 
     def write(self, model, x, force=False):
@@ -103,15 +114,23 @@ class Log:
           x: uint8 [B, H, W, 3], the batch of the last step.
           force: bool, whether everything is due.
         """
-        now = time.monotonic()
-        if (force or now - self.for_terminal.since >= LOG_SECS) and self.for_terminal.steps:
-            logging.info(
-                "step %d  loss %.1f  psnr %.2f  %.2f steps/s",
-                self.steps,
-                *map(self.for_terminal.take().get, ("loss", "psnr", "steps_per_second")),
-            )
-        if (force or now - self.for_summary.since >= self.summary_secs) and self.for_summary.steps:
-            self.outputs.write(self.steps, self.for_summary.take(), model, x[:2])
+        if self._due(self.for_line, self.line_secs, force):
+            self._write_line(self.for_line.take())
+            self.line_secs = min(LINE_SECS, self.summary_secs)
+        if self._due(self.for_summary, self.summary_secs, force):
+            self.outputs.write_summary(self.steps, self.for_summary.take(), model, x[:2])
+
+    def _due(self, means, secs, force):
+        return means.steps and (force or time.monotonic() - means.since >= secs)
+
+    def _write_line(self, means):
+        """Writes a line on the terminal and its row of `log.csv`."""
+        logging.info(
+            "step %d  loss %.1f nats per crop, %.4f per pixel  psnr %.2f dB  %.2f steps/s",
+            self.steps,
+            *map(means.get, ("loss", "loss_per_pixel", "psnr", "steps_per_second")),
+        )
+        self.outputs.write_row(self.steps, means)
 
 
 def train(run_dir, model_config, config, flags, defaults=None):
@@ -148,9 +167,15 @@ def train(run_dir, model_config, config, flags, defaults=None):
         if first >= config.last_step:
             print(f"{run_dir}: already at step {first}")
             return
+        needs_prior = False
         if config.init_run and not resumes:
-            trainer.start_from(os.path.join(os.path.dirname(run_dir), config.init_run))
+            needs_prior = trainer.start_from(os.path.join(os.path.dirname(run_dir), config.init_run))
         photographs = Photographs(config.train_glob, config.patchsize, config.preprocess_threads)
+        if needs_prior:
+            if is_chief:
+                note(f"{run_dir}: {config.init_run} has no learned prior; it is fitted to that run's latents")
+            numbers = np.array_split(np.arange(PRIOR_CROPS), 16)
+            trainer.fit_prior(_crops(photographs, config, numbers))
         outputs, saver = None, None
         if is_chief:
             summary_dir = os.path.join(config.log_dir, os.path.basename(run_dir)) if config.log_dir else ""
@@ -158,7 +183,7 @@ def train(run_dir, model_config, config, flags, defaults=None):
             _begin(run_dir, config, flags, defaults, first if resumes else None)
             append_record(run_dir, flags, first, len(photographs))
             saver = trainer.saver(run_dir, config.save_checkpoint_secs)
-        log = Log(run_dir, outputs, config.save_summary_secs)
+        log = Log(run_dir, outputs, config.save_summary_secs, config.patchsize**2)
         _train_saved(trainer, _batches(photographs, config, first, worker, workers), config, log, saver)
 
 
@@ -205,6 +230,11 @@ def _batches(photographs, config, first, worker, workers):
         [step * config.batchsize + worker * size + i for i in range(size)]
         for step in range(first, config.last_step)
     )
+    return _crops(photographs, config, numbers)
+
+
+def _crops(photographs, config, numbers):
+    """Yields batches of the crops with these numbers, an iterable of sequences of int."""
     return photographs.batches(
         numbers, config.preprocess_threads, seed=config.seed, flip=config.flip, min_scale=config.min_scale
     )
