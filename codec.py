@@ -13,22 +13,25 @@ Axis letters: H, W pixels, h, w latent positions, C channels.
 """
 
 import contextlib
+import functools
 import json
 import math
+import numbers
 import os
 import sys
 
 from quantizers import ChannelwisePriorCDFQuantizer
-from vbq.bitstream import VERSION, unpack
-from vbq.command import Parser, UserError, note, number, run_main
+from vbq import reports
+from vbq.batch import VBQ, Job, find_inputs, is_batch, plan, process
+from vbq.bitstream import unpack
+from vbq.codec_flags import DEFAULT_LAMB, parse_args
+from vbq.command import UserError, note, progress, reason, run_main, say
 from vbq.files import atomic_write, check_output
 from vbq.fits import FitStore
 from vbq.image_codec import Codec, Encoder
 from vbq.image_output import check_picture_output, write_image
-from vbq.images import read_image_with_notes
-from vbq.runs import load_run
-
-DEFAULT_LAMB = 1.0
+from vbq.images import pixels_of, read_image_with_notes, writable_endings
+from vbq.runs import Run, load_run
 
 
 def codec_of(run, data=None):
@@ -47,15 +50,15 @@ def codec_of(run, data=None):
     """
     fingerprint = unpack(data)[0].fingerprint.hex() if data else ""
     reasons = []
-    for fit, reason in FitStore(run.path, run.fingerprint).usable(ChannelwisePriorCDFQuantizer):
+    for fit, skipped in FitStore(run.path, run.fingerprint).usable(ChannelwisePriorCDFQuantizer):
         if fit and not fit.quantizer.identity(run.fingerprint).startswith(fingerprint):
-            reason = f"{fit.name}.npz is not the fit that wrote it"
+            skipped = f"{fit.name}.npz is not the fit that wrote it"
         elif fit:
             try:
                 return Codec(run, fit.quantizer)
             except UserError as error:
-                reason = f"{fit.name}.npz: {error}"
-        reasons.append(reason)
+                skipped = f"{fit.name}.npz: {error}"
+        reasons.append(skipped)
     found = "; ".join(reasons)
     if data:
         raise UserError(
@@ -68,13 +71,16 @@ def codec_of(run, data=None):
     )
 
 
-def compress(image, run, lamb=DEFAULT_LAMB, joint_steps=0):
+def compress(image, run, lamb=None, bpp=None, psnr=None, joint_steps=0):
     """Compresses an image.
 
     Args:
-      image: uint8 [H, W, 3].
+      image: str or path-like, an image file; PIL.Image.Image of any mode, which is treated as a file with
+        these pixels; or uint8 [H, W, 3].
       run: runs.Run, in whose directory `post_process.py` left a fit.
-      lamb: float > 0, the trade-off: nats of distortion that a bit is worth.
+      lamb: float > 0, the trade-off: nats of distortion that a bit is worth; 1 if no target is given.
+      bpp: float > 0, bits per pixel: the largest file of at most this size, see `Encoder.search_bpp`.
+      psnr: float > 0, dB (RGB): the smallest file of at least this quality, see `Encoder.search_psnr`.
       joint_steps: int, number of refinement steps with the decoder in the loop.
 
     Returns:
@@ -82,28 +88,76 @@ def compress(image, run, lamb=DEFAULT_LAMB, joint_steps=0):
       bits and the code points.
 
     Raises:
-      UserError: the run has no fit, the array is not an image, the image is too large, or lamb is not a
-        positive finite number.
+      UserError: the run has no fit, the image cannot be read or is too large, the array is not an image, a
+        number is not positive and finite, or the target cannot be reached.
+      TypeError: an argument is of another type, or more than one of lamb, bpp and psnr are given.
     """
-    return Encoder(codec_of(run), image, joint_steps).compress(lamb).data
+    _check_run(run)
+    goals = {"lamb": lamb, "bpp": bpp, "psnr": psnr}
+    given = {name: value for name, value in goals.items() if value is not None}
+    if len(given) > 1:
+        raise TypeError(f"at most one of lamb, bpp and psnr can be given, not {' and '.join(given)}")
+    for name, value in given.items():
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} should be a number, but is of type {type(value).__name__}")
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} should be a number > 0, but is {value}")
+    if not isinstance(joint_steps, numbers.Integral):
+        raise TypeError(f"joint_steps should be an integer, but is of type {type(joint_steps).__name__}")
+    if joint_steps < 0:
+        raise UserError(f"joint_steps should be an integer >= 0, but is {joint_steps}")
+    pixels = pixels_of(image)
+    with _naming(image):
+        return _meet(Encoder(codec_of(run), pixels, joint_steps), **given).data
 
 
 def decompress(data, run):
     """Decodes what `compress` wrote.
 
     Args:
-      data: bytes of a file.
+      data: bytes of a file, or str or path-like, its name.
       run: runs.Run.
 
     Returns:
       uint8 image [H, W, 3].
 
     Raises:
-      UserError: the file is damaged, or was written with another run or fit.
+      UserError: the file cannot be read, is damaged, or was written with another run or fit.
+      TypeError: an argument is of another type.
     """
-    codec = codec_of(run, data)
-    header, indices = codec.read(data)
+    _check_run(run)
+    if not isinstance(data, (str, os.PathLike, bytes, bytearray, memoryview)):
+        raise TypeError(f"data should be bytes or a path, but is of type {type(data).__name__}")
+    contents = read_file(data) if isinstance(data, (str, os.PathLike)) else bytes(data)
+    with _naming(data):
+        codec = codec_of(run, contents)
+        header, indices = codec.read(contents)
     return codec.reconstruct(indices, header.lamb_index, header.height, header.width)
+
+
+def _check_run(run):
+    if not isinstance(run, Run):
+        raise TypeError(f"run should be what load_run returns, but is of type {type(run).__name__}")
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Puts the name of a file before the message of a UserError; does nothing if `path` is no path."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(path, (str, os.PathLike)):
+            raise
+        raise UserError(f"{os.fspath(path)}: {error}") from error
+
+
+def _meet(encoder, lamb=None, bpp=None, psnr=None, tried=lambda value: None):
+    """Compresses at a lambda or to a target; at most one of lamb, bpp and psnr is given. See `Encoder`."""
+    if bpp is not None:
+        return encoder.search_bpp(bpp, tried)
+    if psnr is not None:
+        return encoder.search_psnr(psnr, tried)
+    return encoder.compress(DEFAULT_LAMB if lamb is None else lamb)
 
 
 # The program.
@@ -118,173 +172,133 @@ def read_file(path):
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter if the name has a null character
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
-@contextlib.contextmanager
-def naming(path):
-    """Puts the name of a file before the message of a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+def compress_files(args, alone):
+    """Runs the command `compress`; yields its results, dicts."""
+    if alone:
+        check_output(args.output, inputs=args.files, endings=(VBQ,))
+        jobs = [Job(args.files[0], args.output)]
+    else:
+        jobs = plan(find_inputs(args.files), args.output, VBQ, args.shard)
+    codec = functools.cache(lambda: codec_of(load_run(args.checkpoint_dir, args.runname)))
 
+    def read(job):
+        return read_image_with_notes(job.source)
 
-def describe(path, data):
-    """Returns the size of a file and the fields of its header, a dict."""
-    header, _ = unpack(data)
-    return {
-        "file": path,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "width": header.width,
-        "height": header.height,
-        "lamb": header.lamb,
-        "lamb_index": header.lamb_index,
-        "fingerprint": header.fingerprint.hex(),
-        "version": VERSION,
-    }
-
-
-def compress_file(args):
-    """Runs the command `compress`; returns its result, a dict."""
-    check_output(args.output, inputs=[args.image], endings=(".vbq",))
-    image, notes = read_image_with_notes(args.image)
-    for text in notes:
-        note(f"note: {args.image}: {text}")
-    codec = codec_of(load_run(args.checkpoint_dir, args.runname))
-    with naming(args.image):
-        encoder = Encoder(codec, image, args.joint_steps)
-        if args.bpp:
-            compressed = encoder.search_bpp(args.bpp)
-        elif args.psnr:
-            compressed = encoder.search_psnr(args.psnr)
-        else:
-            compressed = encoder.compress(args.lamb, best=args.best_table)
-    if compressed.is_end:
-        end = "largest" if args.bpp else "smallest"
-        note(f"note: {args.image}: the {end} file that this model makes of it already meets the target")
-    psnr = encoder.psnr(compressed)
-    with atomic_write(args.output) as path, open(path, "wb") as file:
-        file.write(compressed.data)
-    return {
-        **describe(args.output, compressed.data),
-        "psnr": psnr if psnr < math.inf else None,
-        "estimated_bits": compressed.estimated_bits,
-    }
-
-
-def decompress_file(args):
-    """Runs the command `decompress`; returns its result, a dict."""
-    data = read_file(args.input)
-    with naming(args.input):
-        header, _ = unpack(data)  # before TensorFlow is imported, so that a damaged file fails at once
-    check_picture_output(args.output, [args.input], header.width, header.height)
-    run = load_run(args.checkpoint_dir, args.runname)
-    with naming(args.input):
-        codec = codec_of(run, data)
-        header, indices = codec.read(data)
-    image = codec.reconstruct(indices, header.lamb_index, header.height, header.width)
-    for text in write_image(args.output, image):
-        note(f"note: {args.output}: {text}")
-    return {"file": args.output, "width": header.width, "height": header.height}
-
-
-def info_file(args):
-    """Runs the command `info`; returns its result, a dict."""
-    data = read_file(args.input)
-    with naming(args.input):
-        return describe(args.input, data)
-
-
-def tell(result):
-    """Returns a result as one line of text."""
-    formats = {
-        "bytes": "{} bytes",
-        "bpp": "{:.4f} bpp",
-        "psnr": "PSNR {:.2f} dB",
-        "lamb": "lambda {:.6g}",
-        "lamb_index": "coded with lambda number {} of the fit",
-        "version": "version {}",
-        "fingerprint": "fit {}",
-    }
-    values = {key: math.inf if result[key] is None else result[key] for key in formats if key in result}
-    return ", ".join(
-        [
-            f"{result['file']}: {result['width']} x {result['height']} pixels",
-            *(formats[key].format(value) for key, value in values.items()),
-        ]
-    )
-
-
-def parse_args(argv=None):
-    """Parses the command line."""
-    parser = Parser(description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(function, text, *names):
-        sub = commands.add_parser(function.__name__.partition("_")[0], help=text)
-        sub.set_defaults(function=function)
-        helps = {
-            "checkpoint_dir": "directory of runs",
-            "runname": "name of the run: its directory in checkpoint_dir",
-            "image": "image file",
-            "input": "file that compress wrote",
-            "output": "file to write",
+    def write(job, image_and_notes):
+        image, notes = image_and_notes
+        for text in notes:
+            note(f"note: {job.source}: {text}")
+        with _naming(job.source):
+            encoder = Encoder(codec(), image, args.joint_steps)
+            compressed = compress_to_target(encoder, args)
+        if compressed.is_end:
+            end = "largest" if args.bpp else "smallest"
+            note(f"note: {job.source}: the {end} file that this model makes of it already meets the target")
+        psnr = encoder.psnr(compressed)
+        with atomic_write(job.target) as path, open(path, "wb") as file:
+            file.write(compressed.data)
+        return {
+            **reports.describe(job.target, compressed.data),
+            "psnr": psnr if psnr < math.inf else None,
+            "estimated_bits": compressed.estimated_bits,
         }
-        for name in names:
-            sub.add_argument(name, help=helps[name])
-        sub.add_argument(
-            "--json", action="store_true", help="print the result as JSON; an infinite psnr is null"
-        )
-        return sub
 
-    run = "checkpoint_dir", "runname"
-    sub = command(compress_file, "write an image to a .vbq file", *run, "image", "output")
-    add_compress_flags(sub)
-    command(decompress_file, "write the image in a .vbq file to an image file", *run, "input", "output")
-    command(info_file, "print the header of a .vbq file", "input")
-    return parser.parse_args(argv)
+    return process(jobs, read, write, codec, alone)
 
 
-def add_compress_flags(parser):
-    """Adds the flags of the command compress."""
-    group = parser.add_mutually_exclusive_group()
-    positive = number(float, above=0)
-    group.add_argument(
-        "--lamb",
-        type=positive,
-        default=DEFAULT_LAMB,
-        help="trade-off, nats of distortion that a bit is worth: the larger, the smaller the file "
-        "(default: %(default)s)",
-    )
-    group.add_argument("--bpp", type=positive, help="the largest file of at most this many bits per pixel")
-    group.add_argument("--psnr", type=positive, help="the smallest file of at least this PSNR in dB (RGB)")
-    parser.add_argument(
-        "--best_table",
-        action="store_true",
-        help="with --lamb: use the table of code lengths that suits the image best, as --bpp and --psnr do, "
-        "not that of the nearest lambda",
-    )
-    parser.add_argument(
-        "--joint_steps",
-        type=number(int, at_least=0),
-        default=0,
-        metavar="K",
-        help="refine the quantized latents in K steps with the decoder in the loop: a better picture at "
-        "the same size, but slower (at the same lamb the file is somewhat larger; default: %(default)s)",
-    )
+def compress_to_target(encoder, args):
+    """Compresses an image as the flags say; shows the progress of a search on a terminal. See `Encoder`."""
+    if not (args.bpp or args.psnr):
+        return encoder.compress(args.lamb, best=args.best_table)
+    unit = "bpp" if args.bpp else "dB"
+    with progress(None, desc="search", unit="file", leave=False, mininterval=0, miniters=1) as bar:
+
+        def tried(value):
+            bar.set_postfix_str(f"{value:.4g} {unit}", refresh=False)
+            bar.update()
+
+        return _meet(encoder, bpp=args.bpp, psnr=args.psnr, tried=tried)
+
+
+def decompress_files(args, alone):
+    """Runs the command `decompress`; yields its results, dicts."""
+    ending = f".{(args.format or 'png').lower().removeprefix('.')}"
+    if ending not in writable_endings():
+        raise UserError(f"--format {args.format}: Pillow cannot write images that end in {ending}; use png")
+    if alone:
+        if args.format and not args.output.lower().endswith(ending):
+            raise UserError(f"cannot write {args.output}: its name should end in {ending}, see --format")
+        jobs = [Job(args.files[0], args.output)]
+    else:
+        jobs = plan(find_inputs(args.files, compressed=True), args.output, ending, args.shard)
+    faults = {job: error for job in jobs if (error := fault_of(job))}  # before TensorFlow is imported
+    run = load_run(args.checkpoint_dir, args.runname) if len(faults) < len(jobs) else None
+
+    def decode(job):
+        if job in faults:
+            raise faults[job]
+        return decompress(job.source, run)
+
+    def write(job, image):
+        for text in write_image(job.target, image):
+            note(f"note: {job.target}: {text}")
+        return {"file": job.target, "width": image.shape[1], "height": image.shape[0]}
+
+    return process(jobs, decode, write, alone=alone)
+
+
+def fault_of(job):
+    """What is wrong with a file to decode or with the picture to write, a UserError, as far as it shows."""
+    try:
+        data = read_file(job.source)
+        with _naming(job.source):
+            header, _ = unpack(data)
+        check_picture_output(job.target, [job.source], header.width, header.height)
+    except UserError as error:
+        return error
+    return None
+
+
+def info_files(args, alone):
+    """Runs the command `info`; yields its results, dicts."""
+
+    def describe(job, data):
+        with _naming(job.source):
+            return reports.describe(job.source, data)
+
+    jobs = [Job(path) for path in (args.files if alone else find_inputs(args.files, compressed=True))]
+    return process(jobs, lambda job: read_file(job.source), describe, alone=alone)
+
+
+# The functions of the commands, and what of their results is summed up.
+COMMANDS = {
+    "compress": (compress_files, ("bytes", "bpp", "psnr")),
+    "decompress": (decompress_files, ()),
+    "info": (info_files, ("bytes", "bpp")),
+}
 
 
 def main(argv=None):
     """Runs a command; returns the exit status."""
     args = parse_args(argv)
-    # Hides TensorFlow's lines about missing GPUs. TensorFlow reads it when it is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    result = args.function(args)
-    print(json.dumps(result) if args.json else tell(result))
-    return 0
+    function, keys = COMMANDS[args.command]
+    alone = not is_batch(args.files, args.output)
+    if alone and args.shard:
+        raise UserError("--shard is for several files; name a folder as the output")
+    summary = reports.Summary(keys)
+    for result in function(args, alone):
+        summary.add(result)
+        if args.json:
+            say(json.dumps(result))
+        elif "error" not in result:
+            say(reports.tell(result))
+    if not alone:
+        say(json.dumps(summary.as_dict()) if args.json else summary.tell())
+    return int(summary.failed > 0)
 
 
 if __name__ == "__main__":

@@ -239,7 +239,6 @@ def open_output(args, run_dir):
 def main(argv=None):
     """Evaluates; returns the exit status."""
     args = parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's lines about missing GPUs
     options = fit_options(args)
     names = [kind.result_name(options, args.joint_steps) for kind in QUANTIZERS]
     out, new_fits = open_output(args, os.path.join(args.checkpoint_dir, args.runname))

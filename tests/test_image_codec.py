@@ -21,7 +21,7 @@ from conftest import GOLDEN, ROOT, SHIPPED_RUN
 from fuzz_codec import put, repair
 
 from quantizers import DEFAULT_LAMBS, ChannelwisePriorCDFQuantizer
-from vbq import bitstream
+from vbq import bitstream, joint
 from vbq.command import UserError
 from vbq.files import find_images, load_npz
 from vbq.image_codec import Codec, Encoder
@@ -247,13 +247,79 @@ def test_psnr_finds_a_file_that_reaches_it_and_no_smaller_one(encoder):
         assert len(smaller.data) < len(found.data) and encoder.psnr(smaller) < target
 
 
+@pytest.fixture
+def refined_files(monkeypatch):
+    """A list that grows by one with every file that is made with joint steps."""
+    calls, refine = [], joint.refine
+    monkeypatch.setattr(joint, "refine", lambda *args: calls.append(args) or refine(*args))
+    return calls
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_targets_with_joint_steps_take_three_compressions(with_contexts, china, refined_files, steps):
+    """The guarantees hold, and a picture of a size is no worse than without steps."""
+    image = china[96:, 64:192]
+    encoder, plain = Encoder(with_contexts, image, steps), Encoder(with_contexts, image)
+    for lamb in (3.0, 12.0):  # where the PSNR of the tiny model mostly falls
+        without = plain.compress(lamb)
+        refined_files.clear()
+        found = encoder.search_bpp(without.bpp)
+        assert 1 <= len(refined_files) <= 3 and not found.is_end
+        assert 0.9 * without.bpp <= found.bpp <= without.bpp
+        assert encoder.psnr(found) >= encoder.psnr(plain.search_bpp(without.bpp)) - 0.05
+        assert with_contexts.read(found.data)[0] == found.header
+        refined_files.clear()
+        target = plain.psnr(without)
+        found = encoder.search_psnr(target)
+        assert 1 <= len(refined_files) <= 3 and not found.is_end
+        assert encoder.psnr(found) >= target
+
+
 @pytest.mark.slow
-def test_targets_are_reached_with_steps(with_contexts, china):
-    encoder = Encoder(with_contexts, china, joint_steps=2)
-    low, high = (encoder.compress(lamb).bpp for lamb in (16.0, 0.1))
-    target = (low * high) ** 0.5
-    found = encoder.search_bpp(target)
-    assert 0.95 * target <= found.bpp <= target
+def test_joint_steps_come_close_to_targets_with_the_shipped_model(china, refined_files):
+    """Within 3 % and 0.3 dB, and better than without steps."""
+    run = load_run(os.path.join(ROOT, "checkpoints"), SHIPPED_RUN)
+    one, image = Codec(run, ChannelwisePriorCDFQuantizer.load(fit_path(run, 20, True))), china[96:, 64:160]
+    encoder, plain = Encoder(one, image, joint_steps=4), Encoder(one, image)
+    for bpp in (0.5, 1.5):
+        found = encoder.search_bpp(bpp)
+        assert 0.97 * bpp <= found.bpp <= bpp
+        assert encoder.psnr(found) > encoder.psnr(plain.search_bpp(bpp)) + 0.1
+    for psnr in (24.0, 28.0):
+        found = encoder.search_psnr(psnr)
+        assert psnr <= encoder.psnr(found) <= psnr + 0.3
+        assert len(found.data) < len(plain.search_psnr(psnr).data)
+    assert len(refined_files) <= 12
+
+
+def test_ends_with_joint_steps(with_contexts, china, refined_files):
+    encoder = Encoder(with_contexts, china[:48, :64], joint_steps=2)
+    assert encoder.search_bpp(1e6).is_end and encoder.search_psnr(1e-6).is_end
+    assert len(refined_files) == 2
+    for search, beyond in ((encoder.search_bpp, 1e-6), (encoder.search_psnr, 1e6)):
+        refined_files.clear()
+        message = fails(search, beyond)
+        assert f"{beyond:g} " in message and "cannot be reached" in message and len(refined_files) <= 3
+
+
+def test_a_quality_that_only_joint_steps_reach(with_contexts, china):
+    image = china[:48, :64]
+    plain, encoder = Encoder(with_contexts, image), Encoder(with_contexts, image, joint_steps=4)
+    best = float(fails(plain.search_psnr, 99).split()[-2])
+    target = best + 0.2
+    assert "cannot be reached" in fails(plain.search_psnr, target)
+    found = encoder.search_psnr(target)
+    assert encoder.psnr(found) >= target and not found.is_end
+
+
+def test_searches_tell_what_they_have_tried(the_codec, china):
+    for steps in (0, 1):
+        encoder, values = Encoder(the_codec, china[:48, :64], steps), []
+        found = encoder.search_bpp(1.0, values.append)
+        assert found.bpp in values and len(values) > 2
+        values.clear()
+        found = encoder.search_psnr(15.0, values.append)
+        assert encoder.psnr(found) in values and len(values) > 2
 
 
 @pytest.mark.slow

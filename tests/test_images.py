@@ -6,13 +6,14 @@ import zlib
 
 import numpy as np
 import pytest
-from hostile_images import exif, icc_profile, in_mode, pixels, png16, png_chunk, saved, tiff
+from hostile_images import exif, icc_profile, in_mode, pixels, png16, png_chunk, saved, tiff, well_formed
 from PIL import Image, ImageCms
 
 from vbq.command import UserError
 from vbq.images import (
     center_crop,
     check_image_output,
+    pixels_of,
     read_image,
     read_image_with_notes,
     to_uint8,
@@ -420,6 +421,42 @@ def test_notes_tell_only_what_changed(tmp_path):
 
 
 # Files that are not what their names say.
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_pillow_images_are_treated_as_their_files(tmp_path):
+    """Opened, loaded and copied. What Pillow has loaded of 16-bit colours are their high bytes."""
+    path, compared = tmp_path / "x", 0
+    for name, data in well_formed():
+        path.write_bytes(data or b"")
+        try:
+            expected, notes = read_image_with_notes(path)
+        except UserError:
+            continue
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(pixels_of(image), expected, name)
+            image.load()
+            deep = ROUNDED in notes and image.mode in ("RGB", "RGBA")
+            for memory in (image, image.copy()):
+                found = pixels_of(memory)
+                assert np.abs(np.subtract(found, expected, dtype=int)).max() <= 2 * deep, name
+        compared += 1
+    assert compared > 100
+
+
+def test_pillow_images_that_cannot_be_read(tmp_path, china):
+    Image.fromarray(china).save(tmp_path / "x.png")
+    (tmp_path / "y.png").write_bytes((tmp_path / "x.png").read_bytes()[:5000])
+    with (
+        Image.open(tmp_path / "y.png") as image,
+        pytest.raises(UserError, match="the Pillow image is damaged"),
+    ):
+        pixels_of(image)
+    with pytest.raises(UserError, match="an image should be uint8"):
+        pixels_of(Image.new("RGB", (0, 3)))
+    with pytest.raises(TypeError, match="but is of type int"):
+        pixels_of(3)
 
 
 def test_endings_in_capitals_and_archives(china, tmp_path):

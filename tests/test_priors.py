@@ -41,6 +41,19 @@ def test_equals_tfc():
     np.testing.assert_allclose(prior.log_prob(x), density.log_prob(x.T).numpy().T, rtol=1e-9, atol=1e-9)
 
 
+def test_initial_density_is_that_of_tfc():
+    import tensorflow_compression as tfc
+
+    density = tfc.DeepFactorized(batch_shape=(4,), num_filters=priors.NUM_FILTERS, init_scale=7)
+    arrays = DeepFactorizedPrior.initial(4, seed=3, scale=7.0).arrays()
+    for kind, variables in (("matrix", density._matrices), ("factor", density._factors)):
+        for layer, variable in enumerate(variables):
+            np.testing.assert_allclose(arrays[f"{kind}_{layer}"], variable, rtol=1e-6, atol=0)
+    for layer, variable in enumerate(density._biases):
+        bias = arrays[f"bias_{layer}"]
+        assert bias.shape == variable.shape and np.abs(bias).max() <= 0.5 and np.ptp(bias) > 0
+
+
 def test_logistic_is_a_special_case():
     """Without factors the network is one affine map."""
     arrays = random_prior(0).arrays()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from codec_runs import fails
 
-from vbq.rate_search import LEAST_RATIO, Point, bracket
+from vbq.rate_search import LEAST_RATIO, MOST_COSTLY, Point, approach, bracket
 
 LAMBS = 2.0 ** np.arange(-4, 5)
 
@@ -130,3 +130,60 @@ def test_a_jump_that_no_lambda_crosses_ends_the_search():
     above, below, _ = bracket(curve, LAMBS, 6.5, 0.1, "units")
     assert (above.value, below.value) == (7, 6) and (above.lamb_index, below.lamb_index) == (3, 4)
     assert len(curve.calls) <= 30
+
+
+# A costly function, approached with the help of a cheap one.
+
+
+def parallel(value, shift, jitter=0.0):
+    """A cheap curve, and a costly one whose value is higher by a shift that depends on lambda."""
+    cheap = Curve(value)
+    costly = Curve(lambda lamb, i: value(lamb, i) + shift(lamb) + jitter * math.sin(1e4 * lamb))
+    return costly, cheap
+
+
+@pytest.mark.parametrize("tolerance", [0.1, -0.1])
+@pytest.mark.parametrize("target", [33.7, 38.2, 40.0, 43.3, 45.9])
+@pytest.mark.parametrize("jump", [0.0, 0.3])
+def test_a_costly_target_is_met_in_three_calls(target, tolerance, jump):
+    value = lambda lamb, i: 40 - 3 * math.log(lamb) - jump * i
+    costly, cheap = parallel(value, lambda lamb: 1.5 - 0.1 * math.log(lamb), jitter=0.01)
+    points, is_end = approach(costly, cheap, LAMBS, target, tolerance)
+    low, high = sorted((target, target + tolerance))
+    assert len(costly.calls) == len(points) <= MOST_COSTLY and not is_end
+    assert low <= points[-1].value <= high and points[-1].result.startswith("file")
+    assert len(cheap.calls) <= 16
+
+
+def test_a_costly_function_that_equals_the_cheap_one_is_called_once_if_the_first_value_is_good():
+    costly, cheap = parallel(SMOOTH["logarithm"], lambda lamb: 0)
+    target = 41.0
+    points, _ = approach(costly, cheap, LAMBS, target, 0.1)
+    assert len(costly.calls) <= 2 and target <= points[-1].value <= target + 0.1
+
+
+def test_a_costly_target_beyond_the_cheap_range():
+    """A target that only the costly function reaches is met from the allowed side, if not closely."""
+    value = lambda lamb, _: 30 - math.log(1 + lamb)
+    costly, cheap = parallel(value, lambda lamb: 3 / (1 + lamb))
+    points, is_end = approach(costly, cheap, LAMBS, 32.0, 0.1)
+    assert not is_end and any(point.value >= 32.0 for point in points) and len(points) <= MOST_COSTLY
+    points, is_end = approach(costly, cheap, LAMBS, 50.0, 0.1)
+    assert not is_end and all(point.value < 50 for point in points) and len(points) <= MOST_COSTLY
+
+
+def test_costly_caps_that_hold():
+    def at(shift):
+        return lambda lamb, i: Point(min(max(10 - math.log2(lamb), 2), 18) + shift, lamb, i or 0, "file")
+
+    for target, tolerance, value in ((50.0, -0.1, 19), (1.0, 0.1, 3)):
+        (point,), is_end = approach(at(1), at(0), LAMBS, target, tolerance)
+        assert is_end and point.value == value
+    points, is_end = approach(at(1), at(0), LAMBS, 18.5, -0.1)  # a cap that the costly function exceeds
+    assert not is_end and points[0].value == 19 and len(points) <= MOST_COSTLY
+
+
+def test_a_costly_function_without_loss_ends_at_once():
+    costly, cheap = Curve(lambda lamb, _: math.inf), Curve(SMOOTH["logarithm"])
+    points, is_end = approach(costly, cheap, LAMBS, 41.0, 0.1)
+    assert len(points) == 1 and not is_end

@@ -165,3 +165,25 @@ def test_a_new_run_starts_from_the_weights_of_its_neighbour_if_asked_to(tmp_path
     assert run_main(bls2017_vae.main, [*long, "--last_step", "4", "--init_run", "none"]) == 1
     assert "--init_run: " in (text := capsys.readouterr().err) and "none: no such run" in text
     assert not os.path.exists(run_dir_of([*long, "--last_step", "4"]))
+
+
+def test_a_learned_prior_that_is_new_starts_at_its_fit(tmp_path, photographs, capsys):
+    plain = flags_of(photographs, tmp_path, "--last_step", "2")
+    assert bls2017_vae.main(plain) == 0
+    name = os.path.basename(run_dir_of(plain))
+    learned = flags_of(photographs, tmp_path, "--last_step", "1", "--learned_prior", "--prior_lr", "1e-30")
+    learned += ["--learning_rate", "1e-30"]
+    assert bls2017_vae.main(learned) == 0
+    (default,) = log_of(run_dir_of(learned))
+    learned += ["--prior_init_scale", "1", "--init_run", name]  # another run's name
+    capsys.readouterr()
+    assert bls2017_vae.main(learned) == 0
+    run_dir = run_dir_of(learned)
+    assert capsys.readouterr().err == (
+        f"{run_dir}: {name} has no learned prior; it is fitted to that run's latents\n"
+    )
+    (fitted,) = log_of(run_dir)
+    assert float(fitted["kl"]) < float(default["kl"]) - 10
+    weights = weights_of(learned)
+    for key, value in weights_of(plain).items():
+        np.testing.assert_array_equal(weights[key], value)

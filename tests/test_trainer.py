@@ -33,7 +33,7 @@ def test_start_from_another_run_takes_its_average_and_nothing_else(tmp_path):
     save(tmp_path / "run", other)
     trainer = make_trainer(LEARNED, ema_decay=0.9)
     prior = {k: v for k, v in trainer.model.named_weights().items() if k.startswith("prior/")}
-    trainer.start_from(str(tmp_path / "run"))
+    assert trainer.start_from(str(tmp_path / "run"))  # the prior is still to be fitted
     assert int(trainer.step) == 0 and int(trainer.optimizer.iterations) == 0
     for part in (trainer.weights, trainer.average):
         for name, value in {**other.average, **prior}.items():  # the prior that it lacks stays as it was
@@ -45,9 +45,30 @@ def test_start_from_another_run_takes_its_learned_prior(tmp_path):
     save(tmp_path / "run", other)
     for config in (LEARNED, TINY):
         trainer = make_trainer(config)
-        trainer.start_from(str(tmp_path / "run"))
+        assert not trainer.start_from(str(tmp_path / "run"))
         for name, variable in trainer.weights.items():
             np.testing.assert_array_equal(variable, other.weights[name], err_msg=name)
+
+
+def test_a_prior_that_is_fitted_lowers_the_kl_and_changes_nothing_else():
+    trainer = make_trainer(LEARNED, ema_decay=0.9)
+    before = trainer.model.named_weights()
+    crops = np.random.default_rng(0).integers(256, size=(20, 4, 16, 16, 3), dtype=np.uint8)
+    noise = np.random.default_rng(1).standard_normal((4, 4, 4, 3), np.float32)
+
+    def kl():
+        return float(trainer.model.loss(crops[-1] / np.float32(255), noise)["kl"])
+
+    kl_before = kl()
+    trainer.fit_prior(crops[:-1])
+    assert kl() < kl_before - 10  # nats per crop, of 48 latents
+    for name, value in trainer.model.named_weights().items():
+        assert np.array_equal(value, before[name]) != name.startswith("prior/"), name
+        np.testing.assert_array_equal(trainer.average[name], value)
+    once = trainer.model.named_weights()
+    trainer.fit_prior(crops[:-1])
+    for name, value in trainer.model.named_weights().items():
+        np.testing.assert_array_equal(value, once[name], err_msg=name)
 
 
 def test_runs_that_cannot_be_started_from_are_told(tmp_path):

@@ -79,12 +79,18 @@ def _status(main, argv):
         note("interrupted")
         return 130
     except OSError as error:
-        if error.errno not in _FULL_DISK:
+        if not disk_is_full(error):
             raise
         where = error.filename or "a file or the standard output"
         note(f"error: cannot write {where}: {reason(error)}")
         _discard_output()
         return 1
+
+
+def disk_is_full(error):
+    """Whether an OSError, or a UserError that was raised from one, says that the disk is full."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    return isinstance(cause, OSError) and cause.errno in _FULL_DISK
 
 
 def _flush():
@@ -154,7 +160,24 @@ def reason(error):
 
 def note(text):
     """Prints a remark for the user on stderr, on one line; stdout holds the results alone."""
-    print(printable(text), file=sys.stderr)
+    say(text, sys.stderr)
+
+
+def say(text, stream=None):
+    """Prints text on one line, above the progress bars if there are any.
+
+    Args:
+      text: str.
+      stream: text stream; None for stdout.
+    """
+    stream = sys.stdout if stream is None else stream
+    if "tqdm" not in sys.modules:
+        print(printable(text), file=stream, flush=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=stream):
+        print(printable(text), file=stream, flush=True)
 
 
 def number(kind, at_least=None, above=None, below=None, at_most=None):

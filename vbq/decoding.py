@@ -59,21 +59,38 @@ def _decode(file, only_pixels=False):
             image.load_end = lambda: setattr(image, "_size", image.im.size)
         return image
 
-    notes = []
     with reopen() as image:
-        deep = samples.deep_samples(image, reopen)
-        turn = _TURNS.get(_orientation(image, only_pixels))
-        profile = image.info.get("icc_profile")
-        if deep is None:
-            # A copy has a palette, even where Pillow has set none, as in icons.
-            flat = image.copy() if image.mode == "P" else image
-            rgb = _flatten(flat, image.mode in _GREY_MODES, profile, notes)
-        else:
-            kind = "16-bit" if deep.dtype == np.uint16 else "float"
-            notes.append(f"its {kind} values are rounded to 8 bits")
-            rgb = _flatten_deep(deep, image.mode, profile, notes)
-        if _is_animated(image):
-            notes.append("only the first of its frames is taken")
+        return to_rgb(image, reopen, only_pixels)
+
+
+def to_rgb(image, reopen=None, only_pixels=False):
+    """Converts an image that Pillow has opened.
+
+    Args:
+      image: PIL.Image.Image. It is loaded here if it was opened from a file.
+      reopen: function without arguments that opens the same file once more; None for an image that is loaded.
+      only_pixels: bool, see `_decode`.
+
+    Returns:
+      uint8 array [H, W, 3]; and notes, a list of str.
+
+    Raises:
+      Exception: whatever Pillow raises on damaged data.
+    """
+    notes = []
+    deep = samples.deep_samples(image, reopen)
+    turn = _TURNS.get(_orientation(image, only_pixels))
+    profile = image.info.get("icc_profile")
+    if deep is None:
+        # A copy has a palette, even where Pillow has set none, as in icons.
+        flat = image.copy() if image.mode == "P" else image
+        rgb = _flatten(flat, image.mode in _GREY_MODES, profile, notes)
+    else:
+        kind = "16-bit" if deep.dtype == np.uint16 else "float"
+        notes.append(f"its {kind} values are rounded to 8 bits")
+        rgb = _flatten_deep(deep, image.mode, profile, notes)
+    if _is_animated(image):
+        notes.append("only the first of its frames is taken")
     return np.array(rgb if turn is None else rgb.transpose(turn)), notes
 
 

@@ -3,6 +3,7 @@
 Axis letters: H, W pixels, h, w latent positions, C channels.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -14,10 +15,14 @@ from vbq.code_points import LEAST_STD
 from vbq.command import UserError
 from vbq.images import check_rgb
 from vbq.quantizer import Posterior
-from vbq.rate_search import Point, bracket
+from vbq.rate_search import OutOfReach, Point, approach, bracket
 
 BPP_TOLERANCE = 0.005  # of the target
 PSNR_TOLERANCE = 0.01  # dB
+# With joint steps, a file takes long: a search that is this close makes no further one.
+JOINT_BPP_TOLERANCE = 0.01  # of the target
+JOINT_PSNR_TOLERANCE = 0.1  # dB
+ACCEPTED = 3  # of these tolerances; files that miss by more are compared with one without joint steps
 MOST_LAMBDAS = 256  # of a fit: the header has a byte for the number
 
 
@@ -223,22 +228,57 @@ class Encoder:
         mse = np.square(error, dtype=np.int32).sum(dtype=np.int64) / error.size
         return -10 * math.log10(mse / 255**2) if mse else math.inf
 
-    def search_bpp(self, target):
+    def search_bpp(self, target, tried=lambda value: None):
         """Finds the largest file of at most `target` bits per pixel.
 
+        With joint steps, at most `rate_search.MOST_COSTLY` files are made with them, at lambdas that come
+        from a search without them. If none of them is within 3 % of the target, the best picture is returned,
+        of them and of the file that a search without joint steps finds.
+
+        Args:
+          target: float > 0.
+          tried: function that is called with the bits per pixel of every file that is tried.
+
         Returns:
-          Compressed, within 1 % of the target. Two cases differ. Very short files come in few sizes, so the
-          next longer one may exceed the target. If the model's largest file is smaller than the target, that
-          file is returned (`is_end`).
+          Compressed, within 1 % of the target. Three cases differ. Very short files come in few sizes, so the
+          next longer one may exceed the target. Joint steps may miss it, see above. If the model's largest
+          file is smaller than the target, that file is returned (`is_end`).
 
         Raises:
           UserError: the model's smallest file is larger.
         """
-        found = self._search(lambda file: file.bpp, target, -BPP_TOLERANCE * target, "bits per pixel")
-        return max((point for point in found if point.value <= target), key=lambda point: point.value).result
 
-    def search_psnr(self, target):
+        def bpp(file):
+            tried(file.bpp)
+            return file.bpp
+
+        def without_steps():
+            found = self._search(bpp, target, -BPP_TOLERANCE * target, "bits per pixel")
+            return max((p for p in found if p.value <= target), key=lambda p: p.value).result
+
+        if not self.joint_steps:
+            return without_steps()
+        # Joint steps add nearly the same share to files of all sizes: a difference of logarithms.
+        found, is_end = self._approach(
+            lambda file: math.log(bpp(file)), math.log(target), -JOINT_BPP_TOLERANCE
+        )
+        files = [p.result for p in found if p.result.bpp <= target]
+        best = max(files, key=lambda file: file.bpp, default=None)
+        if best and (is_end or best.bpp >= (1 - ACCEPTED * JOINT_BPP_TOLERANCE) * target):
+            return best._replace(is_end=is_end)
+        values = [p.result.bpp for p in found]
+        return max(_with_another(files, without_steps, target, "bits per pixel", values), key=self.psnr)
+
+    def search_psnr(self, target, tried=lambda value: None):
         """Finds the smallest file whose PSNR (RGB) is at least `target` dB, and usually at most 0.01 dB more.
+
+        With joint steps, at most `rate_search.MOST_COSTLY` files are made with them, at lambdas that come
+        from a search without them. If none of them is within 0.3 dB above the target, the smallest file is
+        returned, of them and of the one that a search without joint steps finds.
+
+        Args:
+          target: float > 0.
+          tried: function that is called with the PSNR of every file that is tried.
 
         Returns:
           Compressed. If even the model's worst picture is better than the target, its file is returned
@@ -247,15 +287,66 @@ class Encoder:
         Raises:
           UserError: the model's best picture is worse.
         """
-        found = self._search(self.psnr, target, PSNR_TOLERANCE, "dB")
-        return min((point for point in found if point.value >= target), key=lambda point: point.value).result
+
+        def psnr(file):
+            value = self.psnr(file)
+            tried(value)
+            return value
+
+        def without_steps():
+            found = self._search(psnr, target, PSNR_TOLERANCE, "dB")
+            return min((p for p in found if p.value >= target), key=lambda p: p.value).result
+
+        if not self.joint_steps:
+            return without_steps()
+        found, is_end = self._approach(psnr, target, JOINT_PSNR_TOLERANCE)
+        good = [p for p in found if p.value >= target]
+        best = min(good, key=lambda p: p.value, default=None)
+        if best and (is_end or best.value <= target + ACCEPTED * JOINT_PSNR_TOLERANCE):
+            return best.result._replace(is_end=is_end)
+        files, values = [p.result for p in good], [p.value for p in found]
+        return min(_with_another(files, without_steps, target, "dB", values), key=lambda file: len(file.data))
 
     def _search(self, measure, target, tolerance, unit):
-        """The two points of `rate_search.bracket`; their results are `Compressed`."""
+        """The two points of `rate_search.bracket`, without joint steps; their results are `Compressed`."""
+        found = bracket(self._at(measure), self.codec.quantizer.lambs, target, tolerance, unit)
+        return [p._replace(result=p.result._replace(is_end=found.is_end)) for p in (found.above, found.below)]
+
+    def _approach(self, measure, target, tolerance):
+        """What `rate_search.approach` returns for files with joint steps; the results are `Compressed`."""
+        costly, cheap = self._at(measure, self.joint_steps), self._at(measure)
+        return approach(costly, cheap, self.codec.quantizer.lambs, target, tolerance)
+
+    def _at(self, measure, joint_steps=0):
+        """The function (lamb, lamb_index) that `rate_search` asks for, from a function of `Compressed`."""
+        encoder = copy.copy(self)
+        encoder.joint_steps = joint_steps
 
         def at(lamb, lamb_index):
-            compressed = self.compress(lamb, lamb_index, best=lamb_index is None)
+            compressed = encoder.compress(lamb, lamb_index, best=lamb_index is None)
             return Point(measure(compressed), lamb, compressed.header.lamb_index, compressed)
 
-        found = bracket(at, self.codec.quantizer.lambs, target, tolerance, unit)
-        return [p._replace(result=p.result._replace(is_end=found.is_end)) for p in (found.above, found.below)]
+        return at
+
+
+def _with_another(files, search, target, unit, values):
+    """Adds to a list of files the one that a search finds, if it finds any.
+
+    Args:
+      files: list of Compressed.
+      search: function that returns a Compressed, or raises OutOfReach.
+      target, unit: see `rate_search.bracket`.
+      values: list of float that other files have reached, for the message.
+
+    Returns:
+      List of Compressed.
+
+    Raises:
+      OutOfReach: there are no files, and the search finds none.
+    """
+    try:
+        return [*files, search()]
+    except OutOfReach as error:
+        if files:
+            return files
+        raise OutOfReach(target, unit, [*error.values, *values]) from error

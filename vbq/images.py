@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vbq.command import UserError, reason
-from vbq.decoding import decode
+from vbq.decoding import decode, to_rgb
 from vbq.files import check_output, is_npy, open_npy
 from vbq.samples import outside_unit_range, to_uint8
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_image_output",
     "check_rgb",
     "outside_unit_range",
+    "pixels_of",
     "read_image",
     "read_image_with_notes",
     "to_uint8",
@@ -76,6 +77,51 @@ def read_image_with_notes(path):
         raise UserError(f"{path} is damaged or not an image: its format is unknown") from error
     except Exception as error:  # no list of what decoders raise on damaged data is complete
         raise UserError(f"{path} is damaged or not an image: {reason(error)}") from error
+
+
+def pixels_of(image):
+    """Returns the pixels of an image in any form.
+
+    Args:
+      image: str or path-like, an image file; PIL.Image.Image of any mode, which is treated as `read_image`
+        treats a file with these pixels, this EXIF orientation and this colour profile; or uint8 [H, W, 3].
+
+    Returns:
+      uint8 array [H, W, 3].
+
+    Raises:
+      UserError: as `read_image`; or the array is not an image.
+      TypeError: it is something else.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        try:
+            file = _unread_file(image)
+            image, _ = decode(file) if file else to_rgb(image)
+        except Exception as error:  # as in `read_image_with_notes`
+            raise UserError(f"the Pillow image is damaged or not an image: {reason(error)}") from error
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            "an image should be a path, a Pillow image or a uint8 array [H, W, 3], "
+            f"but is of type {type(image).__name__}"
+        )
+    check_rgb(image)
+    return image
+
+
+def _unread_file(image):
+    """The file of a Pillow image that is not loaded, from its start; None if the pixels are in memory.
+
+    Pillow loads 16-bit colours as 8 bits, but the file has them all. The first frame is the file's.
+    """
+    if not getattr(image, "tile", None) or not getattr(image, "fp", None) or image.tell():
+        return None
+    position = image.fp.tell()
+    image.fp.seek(0)
+    contents = io.BytesIO(image.fp.read())
+    image.fp.seek(position)
+    return contents
 
 
 def _read_npy(path):

@@ -73,7 +73,7 @@ def deep_samples(image, reopen):
     the low bytes instead.
 
     Args:
-      image: PIL.Image.Image, opened and not loaded. It is loaded here.
+      image: PIL.Image.Image; opened and not loaded, or in memory. It is loaded here.
       reopen: function without arguments that opens the same file once more.
 
     Returns:
@@ -87,7 +87,7 @@ def deep_samples(image, reopen):
     """
     if image.mode[0] in "IF":
         return _grey_samples(image)
-    raw_modes = [_deep_raw_mode(image, tile) for tile in image.tile]
+    raw_modes = [_deep_raw_mode(image, tile) for tile in getattr(image, "tile", ())]  # none if it is no file
     if not raw_modes or None in raw_modes:
         image.load()
         return _grey_samples(image) if image.mode[0] in "IF" else None  # an icon's mode is known only now
