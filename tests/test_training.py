@@ -161,8 +161,9 @@ def test_continues_from_weights_alone(tmp_path, photographs, whole, capsys):
 
 
 def has_checkpoint(run_dir):
-    """Whether a run has a checkpoint of a step that ends in 0."""
-    return os.path.isdir(run_dir) and any(name.endswith("0.index") for name in os.listdir(run_dir))
+    """Whether a run has a whole checkpoint of step 10 or later: writing of a later one has begun."""
+    names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
+    return any(int(step) > 10 for name in names for step in re.findall(r"ckpt-(\d+)\.index$", name))
 
 
 @pytest.mark.slow
