@@ -3,6 +3,7 @@
 import bisect
 import math
 
+import constriction
 import numpy as np
 import pytest
 from codec_runs import TEXTURED_CHANNELS as CHANNELS
@@ -12,7 +13,14 @@ from PIL import Image
 
 from quantizers import ChannelwisePriorCDFQuantizer
 from vbq import bitstream
-from vbq.bitstream import MOST_TOTAL, ContextCoder, Header, TableCoder, integer_frequencies
+from vbq.bitstream import (
+    MOST_TOTAL,
+    ContextCoder,
+    Header,
+    TableCoder,
+    integer_frequencies,
+    symbol_frequencies,
+)
 from vbq.code_lengths import lengths_of_counts
 from vbq.code_points import look_up
 from vbq.context_fit import fit_arrays
@@ -164,6 +172,90 @@ def test_streams_with_contexts_with_words_too_few_or_too_many_are_refused(model)
     for shape in ((7, 6), (6, 6), (1, 1), (60, 70)):
         with pytest.raises(ValueError):
             coder.decode(stream, *shape)
+
+
+def model_of_rare_points(points=63):
+    """A `ContextModel` of 5 channels, most of whose code points were never counted; one channel has none."""
+    random = np.random.default_rng(0)
+    counts = random.integers(1, 10**6, (5, points)) * (random.random((5, points)) < 0.1)
+    counts[2] = 0
+    weights = random.integers(-99, 99, weight_count(5)).astype(np.int16)
+    thresholds = np.sort(random.integers(-9999, 9999, (5, 2, 7)), axis=2)
+    exponents = random.integers(20, 90, (5, 16)).astype(np.uint16)
+    exponents[3, 3:9] = 64  # these classes make one run
+    return ContextModel(counts, np.array([3, 0, 4, 1, 2]), weights, thresholds, exponents)
+
+
+def weights_of_points(model, channel):
+    """Weights of all code points of a channel, int [Q, K]."""
+    some = model.symbols.of_channel(channel)
+    return model.weights[:, some].repeat(model.symbols.sizes[some], axis=1)
+
+
+def test_frequencies_of_symbols_are_sums_of_those_of_code_points(model):
+    for contexts in (model, model_of_rare_points()):
+        symbols = contexts.symbols
+        found = symbol_frequencies(contexts.weights, symbols, contexts.lengths.shape[1])
+        for c in range(len(contexts.order)):
+            some = symbols.of_channel(c)
+            of_points = integer_frequencies(weights_of_points(contexts, c))
+            starts = symbols.firsts[some] - symbols.firsts[some][0]
+            np.testing.assert_array_equal(found[:, some], np.add.reduceat(of_points, starts, axis=1))
+
+
+def plain_stream(model, indices):
+    """A stream with contexts that is coded latent by latent, each with a model of all code points."""
+    classes, encoder = model.classes(indices[None])[0], constriction.stream.queue.RangeEncoder()
+    bounds = group_bounds(len(model.order))
+    for start, end in zip(bounds, bounds[1:]):
+        for phase in range(2):
+            for c in model.order[start:end]:
+                frequencies = integer_frequencies(weights_of_points(model, c))
+                for q in range(16):
+                    for place in np.argwhere(classes[..., c] == q).tolist():
+                        if sum(place) % 2 == phase:
+                            row = (frequencies[q] - 1).astype(np.float32)
+                            coder = constriction.stream.model.Categorical(row, perfect=False)
+                            encoder.encode(int(indices[(*place, c)]), coder)
+    return encoder.get_compressed().astype("<u4").tobytes()
+
+
+@pytest.mark.parametrize("rare", [0, 0.01, 0.3, 1])
+def test_points_that_share_a_symbol_take_the_same_bits_as_by_a_model_of_all_points(rare):
+    """Of all latents, a share has points that were never counted."""
+    contexts, random = model_of_rare_points(), np.random.default_rng(1)
+    counted = [np.flatnonzero(row >= 0) for row in contexts.symbols.numbers]
+    for height, width in ((1, 1), (2, 5), (7, 8)):
+        usual = np.stack([random.choice(row, (height, width)) for row in counted], axis=-1)
+        wild = random.integers(0, 63, usual.shape)
+        indices = np.where(random.random(usual.shape) < rare, wild, usual).astype(np.int32)
+        coder = ContextCoder(contexts)
+        stream = coder.encode(indices)
+        assert stream == coder.encode(indices, contexts.classes(indices[None])[0])
+        assert stream == plain_stream(contexts, indices)
+        np.testing.assert_array_equal(coder.decode(stream, height, width), indices)
+        for wrong in (stream[:-4], stream[: len(stream) // 8 * 4], stream + b"\0" * 4, b"\xff" * len(stream)):
+            with pytest.raises(ValueError):
+                coder.decode(wrong, height, width)
+
+
+def test_only_streams_that_encode_writes_are_decoded(model):
+    """Other last words may decode to latents, even to the same ones; such a stream is refused."""
+    indices = textured(3, 1)[0]
+    for coder in (TableCoder(counts_of(textured(0))), ContextCoder(model)):
+        stream = coder.encode(indices)
+        last, others = int.from_bytes(stream[-4:], "little"), np.random.default_rng(0).integers(0, 2**32, 300)
+        accepted = 0
+        for word in [0, last, last + 1, last + 1000, *others.tolist()]:
+            other = stream[:-4] + (word % 2**32).to_bytes(4, "little")
+            try:
+                found = coder.decode(other, 6, 7)
+            except ValueError:
+                continue
+            accepted += 1
+            assert coder.encode(found) == other
+            assert other == stream or not np.array_equal(found, indices)
+        assert 1 <= accepted < 200
 
 
 PINNED = "5ee38aaec9069fa63c3ba168ba5824705cd5c66a26182e22f06c82801eca97e00eaef2d2"

@@ -7,6 +7,7 @@ import pytest
 from codec_runs import copy_of, golden_fit
 from conftest import GOLDEN
 
+from vbq.codebook import CONTEXT_ROUNDS
 from vbq.files import load_npz
 from vbq.search import cheapest
 
@@ -63,6 +64,15 @@ def test_a_second_round_lowers_the_cost(quantizers, latents):
         one_round = cost(codebook, latents, indices, lamb)
         gains.append(1 - cost(codebook, latents, codebook.choose(mean, std, lamb), lamb) / one_round)
     assert np.mean(gains) > 1e-4 and min(gains) > -1e-4
+
+
+def test_a_choice_is_that_of_all_latents_in_the_classes_of_the_choice_before(quantizers, latents):
+    for lamb_index, lamb in enumerate(quantizers[1].lambs):
+        codebook = quantizers[1].codebook(lamb_index)
+        indices = cheapest(codebook.trees, *latents, lamb)
+        for _ in range(CONTEXT_ROUNDS):
+            indices = codebook.choose_in_classes(*latents, lamb, codebook.classes(indices))
+        np.testing.assert_array_equal(codebook.choose(*latents, lamb), indices)
 
 
 def test_the_choice_in_given_classes_is_the_best_of_all(quantizers, latents):

@@ -10,9 +10,10 @@ from codec_runs import counts_of, textured
 
 from quantizers import ChannelwisePriorCDFQuantizer
 from vbq.bitstream import integer_frequencies
+from vbq.code_points import look_up
 from vbq.command import UserError
 from vbq.context_fit import fit_arrays
-from vbq.contexts import CLASSES, CLASSES_OF_PHASE, ContextModel, Contexts
+from vbq.contexts import CLASSES, CLASSES_OF_PHASE, CodingOrder, ContextModel, Contexts
 from vbq.files import load_npz, save_npz
 from vbq.surroundings import group_bounds
 
@@ -75,21 +76,35 @@ def test_classes_are_those_of_plain_loops(fitted):
 def test_a_walk_visits_every_latent_once_and_tells_its_class(fitted):
     _, model = fitted
     indices = textured(1, images=2)
-    flat, classes = indices.reshape(-1, CHANNELS), model.classes(indices).reshape(-1, CHANNELS)
-    visits = np.zeros(flat.shape, int)
-    for step in model.walk(indices.shape[:-1]):
-        here = np.ix_(step.positions, step.channels)
-        np.testing.assert_array_equal(step.classes, classes[here])
-        visits[here] += 1
-        step.indices = flat[here]
+    order = model.coding_order(indices.shape[:-1])
+    classes, features = order.rows(model.classes(indices)), order.rows(look_up(model.features, indices))
+    visits = np.zeros(features.shape, int)
+    for step in model.walk(order):
+        np.testing.assert_array_equal(step.classes, classes[step.here])
+        np.testing.assert_array_equal(step.channels, model.order[step.here[0]])
+        visits[step.here] += 1
+        step.features = features[step.here]
     assert (visits == 1).all()
 
 
-def test_a_walk_without_indices_fails_at_once(fitted):
-    steps = fitted[1].walk((1, 4, 4))
-    next(steps).indices = np.zeros((8, 1), int)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (1, 1, 5)])
+def test_rows_are_latents_in_the_order_of_coding(shape):
+    """Channels in their order; first the positions whose row and column have an even sum."""
+    channels = np.array([3, 0, 4, 1, 2])
+    order = CodingOrder(shape, channels)
+    x = np.random.default_rng(0).integers(0, 100, (*shape, 5))
+    rows = order.rows(x)
+    places = sorted(np.ndindex(*shape), key=lambda place: sum(place[1:]) % 2)
+    assert rows.tolist() == [[int(x[(*place, c)]) for place in places] for c in channels]
+    np.testing.assert_array_equal(order.image(rows), x)
+
+
+def test_a_walk_without_features_fails_at_once(fitted):
+    model = fitted[1]
+    steps = model.walk(model.coding_order((1, 4, 4)))
+    next(steps).features = np.zeros((1, 8), np.uint8)
     next(steps)
-    with pytest.raises(RuntimeError, match="indices"):
+    with pytest.raises(RuntimeError, match="features"):
         next(steps)
 
 
@@ -114,13 +129,19 @@ def test_a_single_channel_has_its_neighbours():
 # Distributions.
 
 
+def weights_of_points(model, channel):
+    """Weights of all code points of a channel, int [Q, K]."""
+    some = model.symbols.of_channel(channel)
+    return model.weights[:, some].repeat(model.symbols.sizes[some], axis=1)
+
+
 def test_distributions_are_powers_of_the_counts(fitted):
     counts, model = fitted
     for c in range(CHANNELS):
         p = (counts[c] + 1) / (counts[c] + 1).sum()
         expected = p ** (model.exponents[c, :, None] / 64)
         expected /= expected.sum(axis=1, keepdims=True)
-        weights = model.symbol_weights(c)
+        weights = weights_of_points(model, c)
         assert weights.min() >= 0 and weights.max() == 2**27 and weights.sum() < 2**38
         found = weights / weights.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(found, expected, rtol=0.08, atol=1e-7)
@@ -140,7 +161,7 @@ def test_sums_of_many_code_points_stay_within_what_the_coder_takes():
     indices = np.random.default_rng(0).integers(0, counts.shape[1], (2, 3, 4, 2))
     order, weights, thresholds, exponents = fit_arrays(counts, indices)
     model = ContextModel(counts, order, weights, thresholds, np.ones_like(exponents))
-    assert integer_frequencies(model.symbol_weights(0)).sum() == CLASSES * 2**24
+    assert integer_frequencies(weights_of_points(model, 0)).sum() == CLASSES * 2**24
     bits = model.bits(indices, model.classes(indices))
     np.testing.assert_allclose(bits, np.log2(counts.shape[1]), rtol=1e-3)
 

@@ -12,7 +12,7 @@ from quantizers import DEFAULT_LAMBS, ChannelwisePriorCDFQuantizer, Posterior
 from vbq import search
 from vbq.code_points import code_point_bits
 from vbq.files import load_npz
-from vbq.search import SearchTrees, cheapest, descend
+from vbq.search import SearchTrees, cheapest, cheapest_of, descend
 
 
 def latents_of_many_scales(seed, max_bits, channels=3, positions=300):
@@ -90,6 +90,21 @@ def test_lengths_of_any_lambda_and_blocks_of_any_size(monkeypatch):
             np.testing.assert_array_equal(found, quantizer.codebook(i).quantize(maps, 0.4))
             expected = by_brute_force(quantizer, mean, std, 0.4, i)
             np.testing.assert_array_equal(found, expected.reshape(8, 8, 5))
+
+
+def test_some_latents_choose_what_they_choose_among_all(monkeypatch):
+    points, mean, std = latents_of_many_scales(3, 4, channels=5, positions=200)
+    quantizer = ChannelwisePriorCDFQuantizer.fit(points, mean, std, [1.0], passes=4)
+    trees = quantizer.codebook(0).trees
+    random = np.random.default_rng(0)
+    for lamb in (0.01, 0.7, 30.0):
+        expected = cheapest(trees, mean, std, lamb)
+        for size in (0, 1, 77, mean.size):
+            some = random.permutation(mean.size)[:size]
+            monkeypatch.setattr(search, "BLOCK_LATENTS", 50)
+            found = cheapest_of(trees, some % 5, mean.take(some), std.take(some), lamb)
+            assert found.dtype == np.int32
+            np.testing.assert_array_equal(found, expected.take(some))
 
 
 def test_code_points_of_infinite_length_are_never_chosen():

@@ -58,10 +58,17 @@ def test_what_is_known_is_that_of_plain_loops(shape):
         here = surroundings.open_group(group)
         assert (here.start, here.stop) == (bounds[group], bounds[group + 1])
         for phase, positions in enumerate(surroundings.phases):
-            known = surroundings.known(positions, phase)
-            assert known.dtype == np.uint16
-            widths.append((group, phase, known.shape[1], here.stop - here.start))
-            for row, place in zip(known, positions):
+            for most in (None, 1, 3):
+                pieces = list(surroundings.known(phase, most))
+                known = np.concatenate([piece for _, piece in pieces], axis=1)
+                assert [at for some, _ in pieces for at in range(len(positions))[some]] == [
+                    *range(len(positions))
+                ]
+                assert known.dtype == np.float64 and all(
+                    piece.shape[1] <= (most or 99) for _, piece in pieces
+                )
+            widths.append((group, phase, len(known), here.stop - here.start))
+            for row, place in zip(known.T, positions):
                 at = np.unravel_index(place, shape)
                 assert (at[1] + at[2]) % 2 == phase
                 expected = [
@@ -76,6 +83,6 @@ def test_what_is_known_is_that_of_plain_loops(shape):
                 own[..., here] = features[..., here] * first
                 expected += [around(own, at, c, CROSS) for c in range(here.start, here.stop) if phase]
                 assert row.tolist() == expected
-            surroundings.put(positions, flat[positions, here])
+            surroundings.put(phase, flat[positions, here].T)
         surroundings.close_group()
     assert widths == map_shapes(channels)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vbq import joint
 from vbq.code_points import look_up
-from vbq.search import SearchTrees, cheapest
+from vbq.search import SearchTrees, cheapest, cheapest_of
 
 CONTEXT_ROUNDS = 2  # choices that follow the first one, each in the classes of the choice before it
 
@@ -74,18 +74,23 @@ class Codebook:
         Returns:
           int32, shape of mean: indices of code points.
         """
-        indices = cheapest(self.trees, mean, std, lamb)
+        indices, factors = cheapest(self.trees, mean, std, lamb), None
         for _ in range(CONTEXT_ROUNDS if self.contexts else 0):
-            indices = self.choose_in_classes(mean, std, lamb, self.classes(indices))
+            before, factors = factors, self.contexts.std_factors(self.classes(indices))
+            if before is None:
+                indices = cheapest(self.trees, mean, std * factors, lamb)
+            else:  # only latents whose class has changed can choose differently
+                some = np.flatnonzero(factors != before)
+                latents = mean.take(some), std.take(some) * factors.take(some)
+                found = cheapest_of(self.trees, some % mean.shape[-1], *latents, lamb)
+                indices.ravel()[some] = found
         return indices
 
     def choose_in_classes(self, mean, std, lamb, classes):
         """Does what `choose` does, in given classes: uint8, shape of mean, or None without contexts."""
         if classes is None:
             return cheapest(self.trees, mean, std, lamb)
-        # A factor b on all lengths has the same effect as a factor sqrt(b) on std. log2 Z is the same for all
-        # code points, so it does not affect the choice.
-        return cheapest(self.trees, mean, std * np.sqrt(self.contexts.scale(classes)), lamb)
+        return cheapest(self.trees, mean, std * self.contexts.std_factors(classes), lamb)
 
     def classes(self, indices):
         """Classes of latents by their code points int [..., h, w, C]: uint8, or None without contexts."""

@@ -71,17 +71,18 @@ def fit_arrays(counts, indices):
         channels = order[surroundings.open_group(group)]
         for phase, positions in enumerate(surroundings.phases):
             here = np.ix_(positions, channels)
-            known = surroundings.known(positions, phase)
+            _, known = next(surroundings.known(phase))
+            known = known.T.astype(np.uint16, order="C")
             map_ = regression(known, used[here])
             weights.append(map_.astype(np.int16).ravel())
             predicted = known.astype(np.float64) @ map_
             if len(positions):
                 levels = np.quantile(predicted, np.arange(1, CLASSES_OF_PHASE) / CLASSES_OF_PHASE, axis=0)
                 thresholds[channels, phase] = np.ceil(levels.T)
-            classes = classify(predicted, thresholds[channels, phase])
+            classes = classify(predicted.T, thresholds[channels, phase].astype(np.float64))
             of_phase = slice(phase * CLASSES_OF_PHASE, (phase + 1) * CLASSES_OF_PHASE)
-            exponents[channels, of_phase] = best_exponents(lengths[channels], used[here], classes)
-            surroundings.put(positions, features[here])
+            exponents[channels, of_phase] = best_exponents(lengths[channels], used[here], classes.T)
+            surroundings.put(phase, features[here].T)
         surroundings.close_group()
     return order, np.concatenate(weights), thresholds, exponents
 

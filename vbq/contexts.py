@@ -10,17 +10,28 @@ are coded with the distribution p^b / Z, where p is the channel's distribution b
 Encoder and decoder must agree to the last bit on every machine. So everything that both compute is computed
 in integers, or in float64 that is exact because all values are integers below 2^53.
 
-Axis letters: N images, h, w latent positions, C channels, K code points, L lambdas, Q classes (the first half
-belong to the first phase), n channels of a group, p positions of a phase.
+Axis letters: N images, h, w latent positions, P = N h w all positions, C channels, K code points, S symbols
+of all channels, L lambdas, Q classes (the first half belong to the first phase), n channels of a group, p
+positions of a phase.
 """
 
 import functools
+import itertools
 
 import numpy as np
 
 from vbq.code_points import look_up
 from vbq.fixed_point import UNIT, WEIGHT_BITS, fixed_lengths, fixed_powers
-from vbq.surroundings import PHASES, Surroundings, features_of, map_shapes, weight_count
+from vbq.surroundings import (
+    PHASES,
+    Surroundings,
+    features_of,
+    group_bounds,
+    map_shapes,
+    positions_of_phases,
+    weight_count,
+)
+from vbq.symbols import Symbols
 
 CLASSES_OF_PHASE = 8
 CLASSES = PHASES * CLASSES_OF_PHASE
@@ -84,14 +95,47 @@ class Step:
 
     Attributes:
       channels: int [n].
-      positions: int [p], numbers of positions.
-      classes: uint8 [p, n].
-      indices: int [p, n], the latents' code points. The caller of `ContextModel.walk` sets them.
+      here: two slices, where the part is in the rows of `CodingOrder`.
+      classes: uint8 [n, p].
+      features: uint8 [n, p], `ContextModel.features` of the latents. The caller of `ContextModel.walk` sets
+        them.
     """
 
-    def __init__(self, channels, positions, classes):
-        self.channels, self.positions, self.classes = channels, positions, classes
-        self.indices = None
+    def __init__(self, channels, here, classes):
+        self.channels, self.here, self.classes = channels, here, classes
+        self.features = None
+
+
+class CodingOrder:
+    """The order in which latents are coded: group by group, phase by phase.
+
+    Attributes:
+      shape: ints (N, h, w).
+      channels: int [C], in the order of coding.
+      positions: int [P], those of the first phase and then those of the second.
+    """
+
+    def __init__(self, shape, channels):
+        self.shape, self.channels = shape, channels
+        phases = positions_of_phases(shape)
+        self.positions = np.concatenate(phases)
+        self._first_phase = len(phases[0])
+
+    def parts(self):
+        """Slices of the rows and of their columns that are coded at once: a list of pairs."""
+        columns = slice(self._first_phase), slice(self._first_phase, len(self.positions))
+        bounds = itertools.pairwise(group_bounds(len(self.channels)))
+        return [(slice(*bound), phase) for bound in bounds for phase in columns]
+
+    def rows(self, x):
+        """Rearranges [N, h, w, C] to rows [C, P] in the order of coding."""
+        flat = x.reshape(len(self.positions), len(self.channels))
+        return flat.take(self.positions, axis=0).T.take(self.channels, axis=0)
+
+    def image(self, rows):
+        """Inverts `rows`."""
+        flat = rows.take(np.argsort(self.channels), axis=0).T.take(np.argsort(self.positions), axis=0)
+        return flat.reshape(*self.shape, len(self.channels))
 
 
 class ContextModel:
@@ -104,7 +148,7 @@ class ContextModel:
           counts: int [C, K], how often each code point was chosen.
           order, weights, thresholds, exponents: as in `Contexts`, without the first axis.
         """
-        self.lengths = fixed_lengths(counts)
+        self.lengths, self.symbols = fixed_lengths(counts), Symbols(counts)
         self.features = features_of(self.lengths)
         self.order, self.thresholds, self.exponents = order, thresholds, exponents
         # With more than 2047 code points, weights are smaller, so that their sum stays below 2^38.
@@ -116,87 +160,103 @@ class ContextModel:
             first = last
 
     @functools.cached_property
+    def weights(self):
+        """Weights proportional to the probabilities of a channel's code points.
+
+        int32 [Q, S], up to 2^27: those of all points that a symbol stands for are equal.
+        """
+        symbols = self.symbols
+        power = self.exponents.T.take(symbols.channels, axis=1) * self.lengths.ravel()[symbols.firsts]
+        power //= EXPONENT_UNIT
+        power -= self._least_powers.T.take(symbols.channels, axis=1)
+        return fixed_powers(power, self._shift)
+
+    @functools.cached_property
     def log_sums(self):
         """log2 of the sums Z, float64 [C, Q]."""
-        channels = range(len(self.order))
-        sums = np.stack([np.log2(self.symbol_weights(c).sum(axis=1)) for c in channels])
-        least = np.stack([self._least_power(c)[:, 0] for c in channels])
-        return sums - (WEIGHT_BITS - self._shift) - least / UNIT
+        sums = np.add.reduceat(self.weights * self.symbols.sizes, self.symbols.starts[:-1], axis=1)
+        return np.log2(sums.T) - (WEIGHT_BITS - self._shift) - self._least_powers / UNIT
 
-    def _least_power(self, channel):
-        """b times the channel's shortest length, int32 [Q, 1], in 1/256 bits."""
-        exponents = self.exponents[channel, :, None].astype(np.int32)
-        return exponents * self.lengths[channel].min() // EXPONENT_UNIT
+    @functools.cached_property
+    def _least_powers(self):
+        """b times each channel's shortest length, int32 [C, Q], in 1/256 bits."""
+        return self.exponents * self.lengths.min(axis=1, keepdims=True) // EXPONENT_UNIT
 
-    def symbol_weights(self, channel):
-        """Weights proportional to the probabilities of a channel's code points: int32 [Q, K], up to 2^27."""
-        # There are few different lengths: most points were never chosen and have the same.
-        lengths, place = np.unique(self.lengths[channel], return_inverse=True)
-        power = self.exponents[channel, :, None].astype(np.int32) * lengths // EXPONENT_UNIT
-        power -= self._least_power(channel)
-        return fixed_powers(power, self._shift).take(place, axis=1)
+    @functools.cached_property
+    def _roots(self):
+        """Square roots of the exponents b, float32 [C, Q]."""
+        return np.sqrt(self.exponents / np.float32(EXPONENT_UNIT))
 
-    def walk(self, shape):
-        """Goes through latents in the order of coding.
+    def coding_order(self, shape):
+        """The `CodingOrder` of latents of shape (N, h, w)."""
+        return CodingOrder(shape, self.order)
+
+    def walk(self, coding_order):
+        """Goes through latents in the order of coding, and classifies them.
 
         Args:
-          shape: ints (N, h, w).
+          coding_order: CodingOrder.
 
         Yields:
-          Step. Its `indices` must be set before the next one is requested.
+          Step. Its `features` must be set before the next one is requested.
 
         Raises:
-          RuntimeError: a step was left without indices.
+          RuntimeError: a step was left without features.
         """
-        surroundings = Surroundings(shape, len(self.order))
+        surroundings, parts = Surroundings(coding_order.shape, len(self.order)), iter(coding_order.parts())
         for group in range(surroundings.groups):
             channels = self.order[surroundings.open_group(group)]
-            for phase, positions in enumerate(surroundings.phases):
-                step = Step(channels, positions, self._classify(surroundings, group, phase, channels))
+            for phase in range(PHASES):
+                step = Step(channels, next(parts), self._classify(surroundings, group, phase, channels))
                 yield step
-                if step.indices is None:
-                    raise RuntimeError("a step got no indices: set `step.indices` before the next step")
-                surroundings.put(positions, look_up(self.features[channels], step.indices))
+                if step.features is None:
+                    raise RuntimeError("a step got no features: set `step.features` before the next step")
+                surroundings.put(phase, step.features)
             surroundings.close_group()
 
     def _classify(self, surroundings, group, phase, channels):
-        """Classes of the latents of a group and phase: uint8 [p, n]."""
-        positions, map_ = surroundings.phases[phase], self._maps[group, phase]
-        classes = np.empty((len(positions), len(channels)), np.uint8)
-        for first in range(0, len(positions), BLOCK_POSITIONS):
-            some = slice(first, first + BLOCK_POSITIONS)
-            predicted = surroundings.known(positions[some], phase).astype(np.float64) @ map_
-            classes[some] = classify(predicted, self.thresholds[channels, phase])
+        """Classes of the latents of a group and phase: uint8 [n, p]."""
+        map_, thresholds = self._maps[group, phase].T, self.thresholds[channels, phase].astype(np.float64)
+        classes = np.empty((len(channels), len(surroundings.phases[phase])), np.uint8)
+        for some, known in surroundings.known(phase, BLOCK_POSITIONS):
+            classes[:, some] = classify(map_ @ known, thresholds)
         classes += np.uint8(phase * CLASSES_OF_PHASE)
+        return classes
+
+    def classes_in_rows(self, indices, coding_order):
+        """Classes, uint8 [C, P] in the order of coding, of latents with code points int [N, h, w, C]."""
+        features = coding_order.rows(look_up(self.features, indices))
+        classes = np.empty(features.shape, np.uint8)
+        for step in self.walk(coding_order):
+            classes[step.here] = step.classes
+            step.features = features[step.here]
         return classes
 
     def classes(self, indices):
         """Classes of all latents: uint8 [N, h, w, C], from their code points int [N, h, w, C]."""
-        flat = indices.reshape(-1, indices.shape[-1])
-        result = np.empty(flat.shape, np.uint8)
-        for step in self.walk(indices.shape[:-1]):
-            here = np.ix_(step.positions, step.channels)
-            result[here] = step.classes
-            step.indices = flat[here]
-        return result.reshape(indices.shape)
+        coding_order = self.coding_order(indices.shape[:-1])
+        return coding_order.image(self.classes_in_rows(indices, coding_order))
 
-    def scale(self, classes):
-        """The exponents b of classes uint8 [..., C]: float32 [..., C].
+    def std_factors(self, classes):
+        """Factors on the std that choose code points for classes uint8 [..., C]: float32 [..., C].
 
-        The code length of a latent is b times its length by counts, plus log2 Z.
+        The code length of a latent is b times its length by counts, plus log2 Z. A factor b on all lengths
+        has the same effect as a factor sqrt(b) on std. log2 Z is the same for all code points, so it does not
+        affect the choice.
         """
-        return look_up(self.exponents / np.float32(EXPONENT_UNIT), classes)
+        return look_up(self._roots, classes)
 
     def bits(self, indices, classes):
         """Bits spent on every latent, float64 [..., C], of code points int and classes uint8 [..., C]."""
-        exponents = look_up(self.exponents, classes).astype(np.int64)
-        power = exponents * look_up(self.lengths, indices) // EXPONENT_UNIT
-        return power / UNIT + look_up(self.log_sums, classes)
+        power = look_up(self.exponents, classes) * look_up(self.lengths, indices) // EXPONENT_UNIT
+        bits = look_up(self.log_sums, classes)
+        bits += power / UNIT
+        return bits
 
 
 def classify(predicted, thresholds):
-    """How many of the thresholds [n, T] each prediction [p, n] reaches: uint8 [p, n]."""
+    """How many of the thresholds float64 [n, T] each prediction [n, p] reaches: uint8 [n, p]."""
     classes = np.zeros(predicted.shape, np.uint8)
     for threshold in thresholds.T:
-        classes += predicted >= threshold
+        classes += (predicted >= threshold[:, None]).view(np.uint8)
     return classes

@@ -31,8 +31,12 @@ def fixed_log2(x):
 
 def fixed_lengths(counts):
     """Code lengths from add-one smoothed counts [C, K]: int32 [C, K], in 1/256 bits."""
-    counts = np.asarray(counts, np.int64) + 1
-    return (fixed_log2(counts.sum(axis=1, keepdims=True)) - fixed_log2(counts)).astype(np.int32)
+    counts = np.asarray(counts, np.int64)
+    total = fixed_log2(counts.sum(axis=1, keepdims=True) + counts.shape[1]).astype(np.int32)
+    result = np.tile(total, counts.shape[1])  # most counts are 0, and the logarithm of 1 is 0
+    counted = np.nonzero(counts)
+    result[counted] -= fixed_log2(counts[counted] + 1).astype(np.int32)
+    return result
 
 
 def fixed_powers(lengths, shift):

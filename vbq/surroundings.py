@@ -27,6 +27,12 @@ def group_bounds(channels):
     return bounds + [channels]
 
 
+def positions_of_phases(shape):
+    """The positions of each phase: a list of two arrays, int [p], for latents of shape (N, h, w)."""
+    colour = np.indices(shape).reshape(len(shape), -1)[1:].sum(axis=0) % PHASES
+    return [np.flatnonzero(colour == phase) for phase in range(PHASES)]
+
+
 def map_shapes(channels):
     """Shapes of the linear maps from what is known to predictions.
 
@@ -54,7 +60,8 @@ def features_of(lengths):
 class Surroundings:
     """What is known of latents while they are coded, group after group.
 
-    For every group, call `open_group`; for every phase, `known` and then `put`; then `close_group`.
+    For every group, call `open_group`; for every phase, `known` and then `put`; then `close_group`. All
+    arrays have an axis of channels before that of positions.
 
     Attributes:
       phases: two arrays of positions, int [p], numbers below P.
@@ -70,54 +77,81 @@ class Surroundings:
         """
         self._shape, self._bounds = shape, group_bounds(channels)
         self.groups = len(self._bounds) - 1
-        colour = np.indices(shape).reshape(len(shape), -1)[1:].sum(axis=0) % PHASES
-        self.phases = [np.flatnonzero(colour == phase) for phase in range(PHASES)]
-        # Of the closed groups: features, their sums over 4 direct and over 4 diagonal neighbours. The last
-        # group is left out, because no group follows it.
-        self._closed = np.empty((len(colour), 3, self._bounds[-2]), np.uint16)
+        self.phases = positions_of_phases(shape)
+        self._in_order = np.concatenate(self.phases)
+        # Of the closed groups: features, their sums over 4 direct and over 4 diagonal neighbours, at the
+        # positions of the first phase and then of the second. The last group is left out, because no group
+        # follows it.
+        self._closed = np.empty((3, self._bounds[-2], len(self._in_order)), np.uint16)
         self._start = self._end = 0
-        self._features = self._sums = None  # of the open group
+        self._features = None  # of the open group, uint8 [n, P], at positions from 0 to P - 1
 
     def open_group(self, group):
         """Begins a group; returns the slice of the coding order that is its channels."""
         self._start, self._end = self._bounds[group], self._bounds[group + 1]
-        self._features = np.zeros((len(self._closed), self._end - self._start), np.uint8)
-        self._sums = None
+        self._features = np.zeros((self._end - self._start, len(self._in_order)), np.uint8)
         return slice(self._start, self._end)
 
-    def known(self, positions, phase):
-        """What is known at positions of the open group: uint16 [p, known], see `map_shapes`."""
-        before = self._closed[positions, :, : self._start].reshape(len(positions), 3 * self._start)
-        if not phase:
-            return before
-        if self._sums is None:
-            self._sums = self._neighbour_sums(diagonal=False)
-        return np.concatenate([before, self._sums[positions]], axis=1)
+    def known(self, phase, most=None):
+        """Goes through what is known at the positions of a phase.
 
-    def put(self, positions, features):
-        """Makes features uint8 [p, n] of the open group known at positions int [p]."""
-        self._features[positions] = features
-        self._sums = None
+        Args:
+          phase: int.
+          most: int, number of positions at a time; None for all at once.
+
+        Yields:
+          slice of the phase's positions, and float64 [known, positions of the slice], see `map_shapes`.
+        """
+        positions = self.phases[phase]
+        own = self._direct_sums() if phase else np.empty((0, len(self._in_order)), np.uint16)
+        most, begin = most or len(positions), phase * len(self.phases[0])
+        for first in range(0, max(len(positions), 1), max(most, 1)):  # at least once
+            last = min(first + most, len(positions))
+            before = self._closed[:, : self._start, begin + first : begin + last]
+            known = np.empty((3 * self._start + len(own), last - first))
+            known[: 3 * self._start].reshape(before.shape)[...] = before
+            known[3 * self._start :] = own.take(positions[first:last], axis=1)
+            yield slice(first, last), known
+
+    def put(self, phase, features):
+        """Makes features uint8 [n, p] of the open group known at the positions of a phase."""
+        self._features[:, self.phases[phase]] = features
 
     def close_group(self):
         """Ends a group: later groups know its features."""
-        if self._end <= self._closed.shape[2]:
-            self._closed[:, 0, self._start : self._end] = self._features
-            self._closed[:, 1, self._start : self._end] = self._neighbour_sums(diagonal=False)
-            self._closed[:, 2, self._start : self._end] = self._neighbour_sums(diagonal=True)
+        if self._end <= self._closed.shape[1]:
+            parts = self._features, self._direct_sums(), self._diagonal_sums()
+            for closed, part in zip(self._closed, parts):
+                closed[self._start : self._end] = part.take(self._in_order, axis=1)
 
-    def _neighbour_sums(self, diagonal):
-        """Sums of the open group's features over four neighbours: uint16 [P, n].
+    def _direct_sums(self):
+        """Sums of the open group's features over the 4 direct neighbours: uint16 [n, P].
 
         Images are reflected at their edges.
         """
-        x = self._features.reshape(*self._shape, -1)
-        rows, columns = (
-            np.pad(np.arange(side), 1, mode="reflect" if side > 1 else "edge") for side in self._shape[1:]
-        )
-        vertical = x[:, rows[:-2]].astype(np.uint16) + x[:, rows[2:]]
-        if diagonal:
-            result = vertical[:, :, columns[:-2]] + vertical[:, :, columns[2:]]
-        else:
-            result = vertical + x[:, :, columns[:-2]] + x[:, :, columns[2:]]
-        return result.reshape(self._features.shape)
+        x = _reflected(self._features.reshape(-1, *self._shape))
+        sums = x[..., :-2, 1:-1] + x[..., 2:, 1:-1]
+        sums += x[..., 1:-1, :-2]
+        sums += x[..., 1:-1, 2:]
+        return sums.reshape(self._features.shape)
+
+    def _diagonal_sums(self):
+        """The same over the 4 diagonal neighbours."""
+        x = _reflected(self._features.reshape(-1, *self._shape))
+        vertical = x[..., :-2, :] + x[..., 2:, :]
+        return (vertical[..., :-2] + vertical[..., 2:]).reshape(self._features.shape)
+
+
+def _reflected(x):
+    """Adds a row and a column on each side of [..., h, w] by reflection: uint16 [..., h + 2, w + 2].
+
+    A side of one latent is repeated instead.
+    """
+    height, width = x.shape[-2:]
+    result = np.empty((*x.shape[:-2], height + 2, width + 2), np.uint16)
+    result[..., 1:-1, 1:-1] = x
+    for rows in (result, result.swapaxes(-1, -2)):
+        last = rows.shape[-2] - 1
+        rows[..., 0, :] = rows[..., min(2, last - 1), :]
+        rows[..., last, :] = rows[..., max(last - 2, 1), :]
+    return result
