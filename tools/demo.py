@@ -39,14 +39,14 @@ NEXT = f"""
 What you could type next, in the project's folder, with your own photographs in place of these:
 
 source .venv/bin/activate
-RUN={SHIPPED}
+RUN=$(basename checkpoints/*last_step=336000)
 
 # Compress a photograph with the model that ships.
 python codec.py compress checkpoints $RUN demo/test/flower.png demo/flower.vbq --bpp 0.5
 python codec.py decompress checkpoints $RUN demo/flower.vbq demo/flower.png
 
 # Evaluate the model that ships.
-python post_process.py checkpoints $RUN - 'demo/test/*.png' --out demo/results
+python post_process.py checkpoints $RUN - 'demo/test/*.png' --passes 20 --contexts --out demo/results
 
 # Train a model, for ten minutes or longer.
 python bls2017_vae.py --verbose --checkpoint_dir demo/checkpoints --train_glob 'demo/train/*.png' \\
