@@ -20,12 +20,14 @@ import numbers
 import os
 import sys
 
+import numpy as np
+
 from quantizers import ChannelwisePriorCDFQuantizer
 from vbq import reports
 from vbq.batch import VBQ, Job, find_inputs, is_batch, plan, process
 from vbq.bitstream import unpack
 from vbq.codec_flags import DEFAULT_LAMB, parse_args
-from vbq.command import UserError, note, progress, reason, run_main, say
+from vbq.command import UserError, note, progress, reason, run_main, say, shorten
 from vbq.files import atomic_write, check_output
 from vbq.fits import FitStore
 from vbq.image_codec import Codec, Encoder
@@ -98,11 +100,12 @@ def compress(image, run, lamb=None, bpp=None, psnr=None, joint_steps=0):
     if len(given) > 1:
         raise TypeError(f"at most one of lamb, bpp and psnr can be given, not {' and '.join(given)}")
     for name, value in given.items():
-        if not isinstance(value, numbers.Real):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} should be a number, but is of type {type(value).__name__}")
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} should be a number > 0, but is {value}")
-    if not isinstance(joint_steps, numbers.Integral):
+        if not 0 < value <= sys.float_info.max:
+            raise UserError(f"{name} should be a number > 0, but is {shorten(str(value))}")
+        given[name] = float(value)
+    if isinstance(joint_steps, bool) or not isinstance(joint_steps, numbers.Integral):
         raise TypeError(f"joint_steps should be an integer, but is of type {type(joint_steps).__name__}")
     if joint_steps < 0:
         raise UserError(f"joint_steps should be an integer >= 0, but is {joint_steps}")
@@ -235,32 +238,26 @@ def decompress_files(args, alone):
         jobs = [Job(args.files[0], args.output)]
     else:
         jobs = plan(find_inputs(args.files, compressed=True), args.output, ending, args.shard)
-    faults = {job: error for job in jobs if (error := fault_of(job))}  # before TensorFlow is imported
-    run = load_run(args.checkpoint_dir, args.runname) if len(faults) < len(jobs) else None
 
-    def decode(job):
-        if job in faults:
-            raise faults[job]
-        return decompress(job.source, run)
+    @functools.cache
+    def run():  # only once there is a file to decode, because it imports TensorFlow
+        return load_run(args.checkpoint_dir, args.runname)
 
-    def write(job, image):
-        for text in write_image(job.target, image):
-            note(f"note: {job.target}: {text}")
-        return {"file": job.target, "width": image.shape[1], "height": image.shape[0]}
-
-    return process(jobs, decode, write, alone=alone)
-
-
-def fault_of(job):
-    """What is wrong with a file to decode or with the picture to write, a UserError, as far as it shows."""
-    try:
+    def read(job):
         data = read_file(job.source)
         with _naming(job.source):
             header, _ = unpack(data)
         check_picture_output(job.target, [job.source], header.width, header.height)
-    except UserError as error:
-        return error
-    return None
+        return data
+
+    def write(job, data):
+        with _naming(job.source):
+            image = decompress(data, run())
+        for text in write_image(job.target, image):
+            note(f"note: {job.target}: {text}")
+        return {"file": job.target, "width": image.shape[1], "height": image.shape[0]}
+
+    return process(jobs, read, write, run, alone)
 
 
 def info_files(args, alone):

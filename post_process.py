@@ -13,7 +13,7 @@ import sys
 from quantizers import QUANTIZERS
 from vbq import bd_rates, plots
 from vbq.baselines import are_named_as_kodak, jpeg_results
-from vbq.command import Parser, UserError, note, number, progress, run_main, seed, shard
+from vbq.command import Parser, UserError, note, number, progress, reason, run_main, seed, shard
 from vbq.evaluation import evaluate
 from vbq.files import atomic_write, find_images, save_npz, why_not_writable
 from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, FitOptions, FitStore
@@ -232,7 +232,7 @@ def open_output(args, run_dir):
         raise UserError(f"--out {out}: the directory cannot be made: {error.strerror}") from error
     why = why_not_writable(out)
     if why:
-        raise UserError(f"{out}: no results can be written there ({why}); name another directory with --out")
+        raise UserError(f"{out}: no results can be written there ({reason(why)}); name another with --out")
     return out, out if why_not_writable(run_dir) else run_dir
 
 

@@ -27,7 +27,7 @@ from PIL import Image, features
 
 from vbq.baselines import JPEG_QUALITIES, are_named_as_kodak
 from vbq.bd_rates import QUALITIES, NotComparable, bd_rate
-from vbq.command import Parser, UserError, note, number, run_main
+from vbq.command import Parser, UserError, note, number, reason, run_main
 from vbq.files import atomic_write, find_images, why_not_writable
 from vbq.plots import COLORS, MARKERS, REFERENCE_STYLES
 
@@ -297,7 +297,7 @@ def open_output(folder):
         raise UserError(f"--out {folder}: the directory cannot be made: {error.strerror}") from error
     why = why_not_writable(folder)
     if why:
-        raise UserError(f"--out {folder}: no results can be written there ({why}); name another directory")
+        raise UserError(f"--out {folder}: no results can be written there: {reason(why)}")
 
 
 def main(argv=None):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -242,7 +243,7 @@ def test_batches_and_searches_show_their_progress_on_a_terminal(tmp_path, place,
     assert "search: " in terminal.getvalue() and " dB" in terminal.getvalue()
 
 
-def test_with_one_file_all_is_as_it_was(tmp_path, place, photos, run, capsys):
+def test_one_file_has_one_line_and_no_sum(tmp_path, place, photos, run, capsys):
     """One line, no sum; the first problem ends the program."""
     file = tmp_path / "x.vbq"
     status, text, err = command(capsys, "compress", *place, photos / "a.png", file, "--json")
@@ -251,3 +252,51 @@ def test_with_one_file_all_is_as_it_was(tmp_path, place, photos, run, capsys):
     assert file.read_bytes() == encoder.compress(1.0).data
     status, text, err = command(capsys, "info", tmp_path / "none.vbq", "--json")
     assert (status, text) == (1, "") and err.startswith("error: cannot read ")
+
+
+def test_pictures_beside_the_files_are_not_replaced(tmp_path, place, photos, capsys):
+    """The name of a picture is implied by that of the file: it could be the original."""
+    before = (photos / "a.png").read_bytes()
+    assert command(capsys, "compress", *place, photos, photos)[0] == 0
+    os.symlink(photos, tmp_path / "link")
+    for out in (photos, f"{tmp_path / 'link'}/"):
+        status, text, err = command(capsys, "decompress", *place, photos, out)
+        assert (status, text) == (1, "") and "it exists, beside the files to decode" in err
+    assert (photos / "a.png").read_bytes() == before
+    assert command(capsys, "compress", *place, photos, photos)[0] == 0  # its own files may be made again
+
+
+def test_two_results_never_share_a_file(tmp_path, place, photos, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    os.symlink("b.vbq", out / "a.vbq")
+    status, text, err = command(capsys, "compress", *place, photos, out)
+    assert (status, text) == (1, "") and "which is written as well" in err
+    assert os.listdir(out) == ["a.vbq"]
+
+
+def test_a_photograph_is_not_replaced_through_a_link(tmp_path, place, photos, capsys):
+    before = (photos / "a.png").read_bytes()
+    out = tmp_path / "out"
+    out.mkdir()
+    os.symlink(photos / "a.png", out / "b.vbq")
+    for target in (out, out / "b.vbq"):
+        status, text, err = command(capsys, "compress", *place, photos / "b.png", target)
+        assert (status, text) == (1, "") and "should end in .vbq, and it is a link to" in err
+    assert (photos / "a.png").read_bytes() == before
+
+
+def test_a_pipe_is_read_once(tmp_path, place, photos, run, capsys):
+    data = codec.compress(photos / "a.png", run)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit(pipe.write_bytes, data)
+        status, _, err = command(capsys, "decompress", *place, pipe, tmp_path / "a.png")
+    assert (status, err) == (0, "") and (tmp_path / "a.png").exists()
+
+
+def test_without_a_standard_error_there_is_no_bar(tmp_path, place, photos, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    argv = ["compress", *place, str(photos), str(tmp_path / "out")]
+    assert codec.main(argv) == 0 and len(os.listdir(tmp_path / "out")) == 3

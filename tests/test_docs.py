@@ -178,6 +178,11 @@ def test_links_within_pages(page):
         assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_placeholder_is_left(page):
+    assert not re.findall(r"^[A-Z_]+$|\b(?:TIME|MACHINE|TODO)\b", read(page), re.M)
+
+
 def test_the_readme_is_short():
     assert len(read("README.md").splitlines()) <= 200
 

@@ -187,3 +187,11 @@ def test_a_costly_function_without_loss_ends_at_once():
     costly, cheap = Curve(lambda lamb, _: math.inf), Curve(SMOOTH["logarithm"])
     points, is_end = approach(costly, cheap, LAMBS, 41.0, 0.1)
     assert len(points) == 1 and not is_end
+
+
+def test_equal_sizes_do_not_end_what_can_be_reached():
+    """Files come in few sizes: two lambdas with the same one may be followed by a smaller one."""
+    sizes = Curve(lambda lamb, _: 45.0 if lamb < 1e5 else 41.0)
+    found = bracket(sizes, LAMBS, 43.0, -0.1, "bytes")
+    assert min(found.above.value, found.below.value) == 41.0
+    assert "from 41.0 to 45.0" in fails(bracket, sizes, LAMBS, 40.0, -0.1, "bytes")

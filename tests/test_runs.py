@@ -166,3 +166,10 @@ def test_run_names_are_no_patterns(tmp_path):
     assert runs.load_run(str(tmp_path), "run[1]*").step == 1500
     with pytest.raises(UserError, match="no such run"):
         runs.load_run(str(tmp_path), "run*")
+
+
+def test_many_runs_in_one_process_print_nothing(caplog):
+    """TensorFlow takes the functions of several runs for one function that is traced too often."""
+    for _ in range(6):
+        runs.load_run(CHECKPOINTS, GOLDEN_RUN).encode(np.zeros((1, 16, 16, 3), np.uint8))
+    assert not [record for record in caplog.records if "retracing" in record.getMessage()]

@@ -62,6 +62,12 @@ def test_the_log_of_an_earlier_version_gets_the_columns_that_it_lacks(tmp_path):
     assert path.read_text().splitlines()[-1] == "5,1,1,"
 
 
+def test_a_log_that_is_no_text_does_not_end_the_training(tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"st\xffep,loss\r\n1,0.5\r\n")
+    SideOutputs(str(tmp_path), "", 1).write_row(2, {"loss": 0.25})
+    assert b"0.25" in (tmp_path / "log.csv").read_bytes()
+
+
 def test_tensorboard_reads_increasing_steps(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (tmp_path / "run").mkdir()

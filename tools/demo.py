@@ -35,7 +35,7 @@ TRAINING = shlex.split(
 EVALUATION = shlex.split("demo/val_imgs.npy 'demo/test/*.png' --max_bits 6 --passes 20")
 JOINT_STEPS = 4  # two seconds each
 JPEG_QUALITIES = range(1, 96, 3)
-NEXT = f"""
+NEXT = """
 What you could type next, in the project's folder, with your own photographs in place of these:
 
 source .venv/bin/activate

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vbq.command import UserError, progress
 from vbq.image_output import MOST_SIDE
-from vbq.images import check_rgb, read_image
+from vbq.images import pixels_of, read_image
 from vbq.metrics import METRIC_KEYS, ImageMetrics
 from vbq.threads import parallel
 
@@ -29,7 +29,7 @@ def evaluate_compression_jpg(test_img_file, quality):
     the original's `utils.py`.
 
     Args:
-      test_img_file: name of an image file, or a uint8 array [H, W, 3].
+      test_img_file: name of an image file, a Pillow image, or a uint8 array [H, W, 3].
       quality: int or a sequence of int, usually 1 to 95; 96 to 100 are allowed.
 
     Returns:
@@ -49,7 +49,7 @@ def evaluate_compression_webp(test_img_file, quality):
     The encoder has Pillow's defaults: lossy, method 4.
 
     Args:
-      test_img_file: name of an image file, or a uint8 array [H, W, 3].
+      test_img_file: name of an image file, a Pillow image, or a uint8 array [H, W, 3].
       quality: int or a sequence of int, 0 to 100.
 
     Returns:
@@ -64,8 +64,7 @@ def evaluate_compression_webp(test_img_file, quality):
 def _evaluate(kind, image, quality):
     """Measures an image, a name or a uint8 array [H, W, 3], in a format that is named as in Pillow."""
     qualities = _check_qualities(kind, quality)
-    image = image if isinstance(image, np.ndarray) else read_image(image)
-    check_rgb(image)
+    image = pixels_of(image)
     _check_size(kind, *image.shape[:2])
     metrics = ImageMetrics(image)
 

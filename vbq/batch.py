@@ -151,28 +151,41 @@ def plan(sources, out, ending, shard=None):
     jobs = [Job(source, os.path.join(out, name)) for source, name in zip(sources, names)]
     first, step = shard or (1, 1)
     jobs = jobs[first - 1 :: step]
-    replaced = _check_targets(jobs, sources)
+    replaced = _check_targets(jobs, sources, ending)
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {reason(error)}") from error
     why = why_not_writable(out)
     if why:
-        raise UserError(f"cannot write to the folder {out}: {why}")
+        raise UserError(f"cannot write to the folder {out}: {reason(why)}") from why
     if replaced:
         more = f" and {len(replaced) - MOST_NAMES} more" if len(replaced) > MOST_NAMES else ""
         note(f"note: replaces in {out}: {', '.join(replaced[:MOST_NAMES])}{more}")
     return jobs
 
 
-def _check_targets(jobs, sources):
-    """Checks the files to write that exist already; returns their base names, or raises a UserError."""
-    inputs, replaced = {_identity(source): source for source in sources}, []
+def _check_targets(jobs, sources, ending):
+    """Checks the files to write that exist already; returns their base names, or raises a UserError.
+
+    The names of pictures are not typed but implied: a.vbq stands for a.png. So no picture beside the files
+    that are decoded is replaced: it may be the original.
+    """
+    inputs, replaced, places = {_identity(source): source for source in sources}, [], {}
+    folders = {os.path.dirname(os.path.realpath(source)) for source in sources}
     for job in jobs:
+        place = os.path.realpath(job.target)
+        if places.setdefault(place, job) is not job:
+            raise UserError(f"cannot write {job.target}: it is a link to {place}, which is written as well")
         identity = _identity(job.target)
-        if identity:
-            check_output(job.target, [inputs[identity]] if identity in inputs else [])
-            replaced.append(os.path.basename(job.target))
+        if not identity:
+            continue
+        check_output(job.target, [inputs[identity]] if identity in inputs else [], (ending,))
+        if ending != VBQ and os.path.dirname(place) in folders:
+            raise UserError(
+                f"cannot write {job.target}: it exists, beside the files to decode; name another folder"
+            )
+        replaced.append(os.path.basename(job.target))
     return replaced
 
 

@@ -245,4 +245,5 @@ def progress(iterable, **options):
     """
     from tqdm import tqdm  # here, because `--help` should not wait for it
 
-    return tqdm(iterable, **{"disable": None, "dynamic_ncols": True, "file": sys.stderr, **options})
+    disable = sys.stderr is None or None  # None: off where there is no terminal
+    return tqdm(iterable, **{"disable": disable, "dynamic_ncols": True, "file": sys.stderr, **options})

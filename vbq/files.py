@@ -98,8 +98,11 @@ def check_output(path, inputs=(), endings=None):
         return
     if not path:
         raise UserError("cannot write a file without a name")
-    if endings and not path.lower().endswith(tuple(endings)):
-        raise UserError(f"cannot write {path}: its name should end in {' or '.join(endings)}")
+    # A link has two names: a photograph must not be replaced through a link that is named like a .vbq file.
+    for name in dict.fromkeys([path, os.path.realpath(path)] if endings else []):
+        if not name.lower().endswith(tuple(endings)):
+            link = "" if name == path else f", and it is a link to {name}"
+            raise UserError(f"cannot write {path}: its name should end in {' or '.join(endings)}{link}")
     if path.endswith(os.sep):
         raise UserError(f"cannot write {path}: it names a folder, which does not exist")
     folder = os.path.dirname(os.path.realpath(path))
@@ -107,17 +110,17 @@ def check_output(path, inputs=(), endings=None):
         raise UserError(f"cannot write {path}: there is no folder {folder}")
     why = why_not_writable(folder)
     if why:
-        raise UserError(f"cannot write {path}: {folder} is not writable: {why}")
+        raise UserError(f"cannot write {path}: {folder} is not writable: {reason(why)}") from why
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise UserError(f"cannot write {path}: it is write-protected")
 
 
 def why_not_writable(folder):
-    """Returns why no file can be made in a folder, a str; or None if files can be made there."""
+    """Returns why no file can be made in a folder, an OSError; or None if files can be made there."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        return reason(error)
+        return error
     return None
 
 

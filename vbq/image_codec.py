@@ -5,6 +5,7 @@ Axis letters: H, W pixels, h, w latent positions, C channels.
 
 import copy
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -240,9 +241,9 @@ class Encoder:
           tried: function that is called with the bits per pixel of every file that is tried.
 
         Returns:
-          Compressed, within 1 % of the target. Three cases differ. Very short files come in few sizes, so the
-          next longer one may exceed the target. Joint steps may miss it, see above. If the model's largest
-          file is smaller than the target, that file is returned (`is_end`).
+          Compressed, at most 1 % below the target, or 3 % with joint steps. Three cases differ. Very short
+          files come in few sizes, so the next longer one may exceed the target. Joint steps may miss it, see
+          above. If the model's largest file is smaller than the target, that file is returned (`is_end`).
 
         Raises:
           UserError: the model's smallest file is larger.
@@ -253,7 +254,8 @@ class Encoder:
             return file.bpp
 
         def without_steps():
-            found = self._search(bpp, target, -BPP_TOLERANCE * target, "bits per pixel")
+            tolerance = max(BPP_TOLERANCE * target, sys.float_info.min)  # 0 would lose its sign
+            found = self._search(bpp, target, -tolerance, "bits per pixel")
             return max((p for p in found if p.value <= target), key=lambda p: p.value).result
 
         if not self.joint_steps:
@@ -301,7 +303,7 @@ class Encoder:
             return without_steps()
         found, is_end = self._approach(psnr, target, JOINT_PSNR_TOLERANCE)
         good = [p for p in found if p.value >= target]
-        best = min(good, key=lambda p: p.value, default=None)
+        best = min(good, key=lambda p: len(p.result.data), default=None)
         if best and (is_end or best.value <= target + ACCEPTED * JOINT_PSNR_TOLERANCE):
             return best.result._replace(is_end=is_end)
         files, values = [p.result for p in good], [p.value for p in found]

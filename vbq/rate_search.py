@@ -212,7 +212,8 @@ def _extend(at, point, end, reached=lambda value: False):
     factor = END_FACTOR if end > point.lamb else 1 / END_FACTOR
     while not reached(point.value) and abs(math.log(end / point.lamb)) > 1e-9:
         further = at(point.lamb * factor, point.lamb_index)
-        if further.value == point.value:
+        # Files come in few sizes: an equal one may still be followed by others.
+        if further.value == point.value and at(end, point.lamb_index).value == point.value:
             break
         point = further
     return point

@@ -95,6 +95,7 @@ class Run:
         self.likelihood_variance = self.config.likelihood_variance
         self.fingerprint = _fingerprint(model.named_weights())
         model.freeze()
+        tf.get_logger().addFilter(_is_no_retracing)
         any_size = [tf.TensorSpec([None, None, None, channels]) for channels in (3, self.num_channels)]
         self._analysis = tf.function(model.analysis, input_signature=any_size[:1])
         self._synthesis = tf.function(model.synthesis, input_signature=any_size[1:])
@@ -157,6 +158,14 @@ class Run:
     def _pixels_of(self, z):
         """How many pixels each of the images has that latents [B, h, w, C] decode to."""
         return z.shape[1] * z.shape[2] * self.stride**2
+
+
+def _is_no_retracing(record):
+    """Whether a record of the log is not TensorFlow's warning that many functions were traced.
+
+    It counts those of all runs of a process together, but every run has to trace its own.
+    """
+    return "tf.function retracing" not in record.getMessage()
 
 
 def _fingerprint(weights):

@@ -5,7 +5,6 @@ Neither is needed to go on. One that cannot be written is therefore given up, wi
 
 import contextlib
 import csv
-import errno
 import glob
 import hashlib
 import os
@@ -16,10 +15,9 @@ import tensorflow as tf
 from absl import logging
 from google.protobuf.message import DecodeError
 
-from vbq.command import UserError, reason
+from vbq.command import UserError, disk_is_full, reason
 from vbq.files import atomic_write
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ERRORS = (OSError, UserError, tf.errors.OpError)
 
 
@@ -82,7 +80,7 @@ class SideOutputs:
 
 def _is_full(error):
     """Whether an exception says that the disk is full."""
-    return getattr(error, "errno", None) in _FULL or isinstance(error, tf.errors.ResourceExhaustedError)
+    return disk_is_full(error) or isinstance(error, tf.errors.ResourceExhaustedError)
 
 
 def _give_up(name, error):
@@ -127,7 +125,7 @@ class Table:
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(names)
             return names
-        columns = next(csv.reader([lines[0].decode()]))
+        columns = next(csv.reader([lines[0].decode("utf-8", "replace")]))
         new = [name for name in names if name not in columns]
         if new:
             ends = [",".join(["", *new]), *["," * len(new)] * (len(lines) - 1)]
