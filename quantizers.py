@@ -259,11 +259,18 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
     def _digest(self, model_fingerprint):
         """Its first 8 bytes are the fingerprint in .vbq files, so this computation must never change."""
         digest = hashlib.sha256(f"{model_fingerprint} {self.index_counts.shape}".encode())
-        digest.update(self.code_points.astype("<f4").tobytes())
-        digest.update(b"" if self.shifts is None else self.shifts.astype("<f2").tobytes())
-        digest.update(self.index_counts.astype("<u4").tobytes())
+
+        def update(x, dtype):
+            for part in x:  # a copy of all would take as long as the digest itself
+                digest.update(np.ascontiguousarray(part, dtype))
+
+        update(self.code_points, "<f4")
+        if self.shifts is not None:
+            update(self.shifts, "<f2")
+        update(self.index_counts, "<u4")
         for name, x in self.contexts.arrays().items() if self.contexts else ():
-            digest.update(f"{name} {x.shape}".encode() + x.astype("<i8").tobytes())
+            digest.update(f"{name} {x.shape}".encode())
+            update(x, "<i8")
         return digest.hexdigest()
 
 

@@ -214,7 +214,9 @@ def same_evaluation(run, fits, results, path, number, chosen, all_metrics=True):
     """
     image = np.asarray(Image.open(path))
     height, width = image.shape[:2]
-    plain = PlainVAE(run.model)
+    model = VAE(run.config)
+    model.set_named_weights(run.model.named_weights())
+    plain = PlainVAE(model)
     pad = [(0, 0), (0, -height % run.stride), (0, -width % run.stride), (0, 0)]
     x = np.pad(image[None], pad, mode="edge").astype(np.float32) / 255
     mean, logvar = (latents.numpy() for latents in plain.analysis(x))

@@ -8,9 +8,8 @@ faster way.
 import tensorflow as tf
 import tensorflow_compression as tfc
 
+from vbq.convolutions import convolve_up, correlate_down, normalize
 from vbq.rdft import rdft_basis
-
-DENSE_UP_TO = 16  # channels of an upsampled image up to which the dense form of upsampling is the faster one
 
 
 class RDFTKernel(tfc.Parameter):
@@ -31,20 +30,13 @@ class RDFTKernel(tfc.Parameter):
         self.shape = tuple(initial_value.shape)
         height, width, channels_in, channels_out = self.shape
         self.basis = rdft_basis(height, width).astype("float32")
-        self.frozen = None
         kernel = tf.reshape(initial_value, [height * width, channels_in * channels_out])
         self.kernel_rdft = tf.Variable(tf.matmul(self.basis, kernel, transpose_a=True), name=name)
 
     def __call__(self, compute_dtype=None):
         """Returns the kernel [height, width, in, out]."""
-        kernel = self.frozen
-        if kernel is None:
-            kernel = tf.reshape(tf.matmul(self.basis, self.kernel_rdft), self.shape)
+        kernel = tf.reshape(tf.matmul(self.basis, self.kernel_rdft), self.shape)
         return kernel if compute_dtype is None else tf.cast(kernel, compute_dtype)
-
-    def freeze(self):
-        """Computes the kernel once; later changes of the variable have no effect."""
-        self.frozen = self()
 
     def get_config(self):
         raise NotImplementedError(
@@ -67,111 +59,6 @@ class SignalConv2D(tfc.SignalConv2D):
         return tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs
 
 
-def correlate_down(x, kernel, stride):
-    """Correlates with zero padding and keeps every `stride`-th pixel of every `stride`-th row.
-
-    Args:
-      x: [B, H, W, high], H and W multiples of `stride`.
-      kernel: [k, k, high, low].
-      stride: int.
-
-    Returns:
-      [B, H / stride, W / stride, low], as `tfc.SignalConv2D(corr=True, strides_down=stride,
-      padding="same_zeros")`.
-    """
-
-    @tf.custom_gradient
-    def down(x, kernel):
-        return _strided_correlation(x, kernel, stride), lambda dy: (
-            _upsampled_convolution(dy, kernel, stride),
-            _kernel_gradient(x, dy, kernel.shape, stride),
-        )
-
-    return down(x, kernel)
-
-
-def convolve_up(y, kernel, stride):
-    """Inserts `stride - 1` zeros between pixels and convolves with zero padding.
-
-    It is the adjoint of `correlate_down`.
-
-    Args:
-      y: [B, H, W, low].
-      kernel: [k, k, high, low].
-      stride: int.
-
-    Returns:
-      [B, H * stride, W * stride, high], as `tfc.SignalConv2D(corr=False, strides_up=stride,
-      padding="same_zeros")`.
-    """
-
-    @tf.custom_gradient
-    def up(y, kernel):
-        return _upsampled_convolution(y, kernel, stride), lambda dx: (
-            _strided_correlation(dx, kernel, stride),
-            _kernel_gradient(dx, y, kernel.shape, stride),
-        )
-
-    return up(y, kernel)
-
-
-# The three linear maps that these two functions and their gradients consist of. Of the forms that TensorFlow
-# offers on a CPU, each map has the fastest one. The oneDNN kernels of the latter two maps have no explicit
-# padding, so that images are padded or cropped for them.
-
-
-def _strided_correlation(x, kernel, stride):
-    """As `correlate_down`, without its gradient."""
-    size = kernel.shape[0]
-    pad = [size // 2, (size - 1) // 2]
-    return tf.nn.conv2d(x, kernel, stride, [[0, 0], pad, pad, [0, 0]])
-
-
-def _kernel_gradient(x, dy, kernel_shape, stride):
-    """The gradient of `sum(dy * _strided_correlation(x, kernel, stride))` with respect to the kernel."""
-    size = kernel_shape[0]
-    before = size // 2
-    after = size - stride - before
-    if after < 0:  # the stride exceeds the kernel, which skips the last pixels
-        x, after = x[:, :after, :after], 0
-    x = tf.pad(x, [[0, 0], [before, after], [before, after], [0, 0]])
-    return tf.raw_ops.Conv2DBackpropFilter(
-        input=x, filter_sizes=kernel_shape, out_backprop=dy, strides=[1, stride, stride, 1], padding="VALID"
-    )
-
-
-def _upsampled_convolution(y, kernel, stride):
-    """As `convolve_up`, without its gradient."""
-    if kernel.shape[2] <= DENSE_UP_TO:
-        return _dense_upsampled_convolution(y, kernel, stride)
-    size, before = kernel.shape[0], kernel.shape[0] // 2
-    batch, height, width, _ = tf.unstack(tf.shape(y))
-    sides = [(side - 1) * stride + size for side in (height, width)]
-    x = tf.nn.conv2d_transpose(y, kernel, [batch, *sides, kernel.shape[2]], stride, padding="VALID")
-    after = max(before + stride - size, 0)
-    x = tf.pad(x, [[0, 0], [0, after], [0, after], [0, 0]]) if after else x
-    return x[:, before : before + height * stride, before : before + width * stride]
-
-
-def _dense_upsampled_convolution(y, kernel, stride):
-    """As `convolve_up`, by a correlation at the low resolution and a rearrangement of channels to pixels.
-
-    The kernel is padded with zeros. For example, 9 x 9 at stride 4 becomes 12 x 12, which is 3 x 3 blocks of
-    4 x 4.
-    """
-    size, _, high, low = kernel.shape
-    # Pixel i * stride + r is the sum over d = first .. last of y[i + d] * kernel[r - d * stride + size // 2].
-    first, last = -((size - 1 - size // 2) // stride), (stride - 1 + size // 2) // stride
-    taps = last - first + 1
-    before = last * stride - size // 2
-    pad = [before, taps * stride - size - before]
-    blocks = tf.reshape(tf.pad(kernel, [pad, pad, [0, 0], [0, 0]]), [taps, stride, taps, stride, high, low])
-    blocks = tf.transpose(tf.reverse(blocks, [0, 2]), [0, 2, 5, 1, 3, 4])
-    blocks = tf.reshape(blocks, [taps, taps, low, stride * stride * high])
-    x = tf.nn.conv2d(y, blocks, 1, [[0, 0], [-first, last], [-first, last], [0, 0]])
-    return tf.nn.depth_to_space(x, stride) if stride > 1 else x
-
-
 class GDN(tfc.GDN):
     """Generalized divisive normalization, or its approximate inverse, as one matrix product.
 
@@ -182,10 +69,7 @@ class GDN(tfc.GDN):
         super().__init__(alpha_parameter=2, epsilon_parameter=0.5, **kwargs)
 
     def call(self, inputs):
-        channels = inputs.shape[-1]
-        pool = tf.matmul(tf.reshape(tf.square(inputs), [-1, channels]), self.gamma)
-        pool = tf.reshape(tf.nn.bias_add(pool, self.beta), tf.shape(inputs))
-        return inputs * (tf.sqrt(pool) if self.inverse else tf.math.rsqrt(pool))
+        return normalize(inputs, self.beta, self.gamma, self.inverse)
 
 
 def build_layer(conv, channels_in, gdn=None):

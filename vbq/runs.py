@@ -55,12 +55,13 @@ def load_run(checkpoint_dir, runname):
 
 
 def _build_model(config, weights):
-    """Returns the VAE of a ModelConfig with weights, a dict of arrays by name."""
+    """Returns the model of a ModelConfig with weights, a dict of arrays by name."""
+    if not any(name.startswith("prior/") for name in weights):
+        from vbq.inference import Transforms
+
+        return Transforms(dataclasses.replace(config, learned_prior=False), weights)
     from vbq.transforms import VAE
 
-    if not any(name.startswith("prior/") for name in weights):
-        # The transforms do not need the prior.
-        config = dataclasses.replace(config, learned_prior=False)
     model = VAE(config)
     model.set_named_weights(weights)
     return model
@@ -73,7 +74,7 @@ class Run:
       path, name: str, the run's directory.
       args: dict, its `args.json`: the flags of its training, those that the latest start had.
       step: int, how many steps it was trained.
-      model: vbq.transforms.VAE, whose kernels are computed only once.
+      model: vbq.inference.Transforms; or vbq.transforms.VAE, where the prior was learned.
       config: ModelConfig, that of the model.
       num_channels: int, latent channels.
       stride: int, pixels per latent in each direction.
@@ -84,8 +85,10 @@ class Run:
     """
 
     def __init__(self, path, args, step, model):
-        """Freezes the model: later changes of its weights have no effect. Args: see the attributes."""
+        """Takes the weights of a model: later changes have no effect. Args: see the attributes."""
         import tensorflow as tf
+
+        from vbq.inference import Transforms
 
         self.path, self.args, self.step, self.model = path, args, step, model
         self.name = os.path.basename(os.path.normpath(path))
@@ -94,12 +97,19 @@ class Run:
         self.margin = self.config.margin
         self.likelihood_variance = self.config.likelihood_variance
         self.fingerprint = _fingerprint(model.named_weights())
-        model.freeze()
         tf.get_logger().addFilter(_is_no_retracing)
+        transforms = (
+            model if isinstance(model, Transforms) else Transforms(self.config, model.named_weights())
+        )
         any_size = [tf.TensorSpec([None, None, None, channels]) for channels in (3, self.num_channels)]
-        self._analysis = tf.function(model.analysis, input_signature=any_size[:1])
-        self._synthesis = tf.function(model.synthesis, input_signature=any_size[1:])
-        self._likelihood_gradient = tf.function(model.likelihood_gradient, input_signature=any_size[::-1])
+
+        def function(method, signature):
+            # AutoGraph would translate the code first, which takes longer than to transform an image.
+            return tf.function(method, signature, autograph=False)
+
+        self._analysis = function(transforms.analysis, any_size[:1])
+        self._synthesis = function(transforms.synthesis, any_size[1:])
+        self._likelihood_gradient = function(transforms.likelihood_gradient, any_size[::-1])
 
     def encode(self, images):
         """Maps images to the parameters of the posterior of their latents.
@@ -173,7 +183,8 @@ def _fingerprint(weights):
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         if not name.startswith("prior/"):
-            digest.update(name.encode() + value.astype("<f4").tobytes())
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value, "<f4"))
     return digest.hexdigest()
 
 

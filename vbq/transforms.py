@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
+from vbq.inference import check_shapes, likelihood_gradient
 from vbq.layers import GDN, SignalConv2D, build_layer
 
 LOG_2PI = float(np.log(2 * np.pi))
@@ -67,22 +68,8 @@ class VAE(tf.Module):
         return _apply(self.synthesis_layers, z)
 
     def likelihood_gradient(self, z, x):
-        """Decodes latents and computes how the likelihood of images depends on them.
-
-        Args:
-          z: float32 [B, h, w, C].
-          x: float32 [B, H, W, 3] in [0, 1]; h and w are H / stride and W / stride, rounded up.
-
-        Returns:
-          float32 [B, H, W, 3], the synthesis cropped to the images; and float32 [B, h, w, C], the gradient of
-          -log p(x | z), in nats, with respect to z.
-        """
-        with tf.GradientTape() as tape:
-            tape.watch(z)
-            x_hat = self.synthesis(z)[:, : tf.shape(x)[1], : tf.shape(x)[2]]
-            squared_error = tf.reduce_sum(tf.math.squared_difference(x, x_hat))
-            distortion = squared_error / (2 * self.config.likelihood_variance)
-        return x_hat, tape.gradient(distortion, z)
+        """See `inference.likelihood_gradient`."""
+        return likelihood_gradient(self, z, x)
 
     def loss(self, x, noise):
         """Computes the negative evidence lower bound at one reparameterized sample.
@@ -156,21 +143,9 @@ class VAE(tf.Module):
           ValueError: names are missing or shapes do not fit. Nothing is assigned then.
         """
         variables = self.named_variables
-        misfits = []
-        for name, variable in variables.items():
-            found = tuple(np.shape(weights[name])) if name in weights else "nothing"
-            if found != tuple(variable.shape):
-                misfits.append(f"{name}: expected shape {tuple(variable.shape)}, found {found}")
-        if misfits:
-            more = f"; and {len(misfits) - 2} more" if len(misfits) > 2 else ""
-            raise ValueError("; ".join(misfits[:2]) + more)
+        check_shapes({name: variable.shape for name, variable in variables.items()}, weights)
         for name, variable in variables.items():
             variable.assign(np.asarray(weights[name], np.float32))
-
-    def freeze(self):
-        """Computes all kernels once, for inference; later changes of the weights have no effect."""
-        for conv, _ in self.analysis_layers + self.synthesis_layers:
-            conv.kernel_parameter.freeze()
 
 
 def _apply(layers, x):

@@ -1,0 +1,80 @@
+"""Transforms for inference against those of the layers for training: equal to the last bit."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import GOLDEN, GOLDEN_RUN, ROOT
+
+from vbq.config import ModelConfig
+from vbq.inference import Transforms, weight_shapes
+from vbq.transforms import VAE
+
+CONFIG = ModelConfig(num_filters=(6, 18, 5), filter_dims=(9, 5, 3), sampling_rates=(4, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A VAE with random weights; some of beta and gamma are below their bounds."""
+    model = VAE(CONFIG)
+    random = np.random.default_rng(0)
+    model.set_named_weights(
+        {
+            name: value + random.normal(0, 0.1, value.shape).astype(np.float32)
+            for name, value in model.named_weights().items()
+        }
+    )
+    return model
+
+
+def test_they_compute_what_the_layers_compute(model):
+    random = np.random.default_rng(1)
+    transforms = Transforms(CONFIG, model.named_weights())
+    x = tf.constant(random.random((2, 32, 40, 3), np.float32))
+    z = tf.constant(random.normal(size=(2, 4, 5, 5)).astype(np.float32))
+    for name, arguments in (
+        ("analysis", [x]),
+        ("synthesis", [z]),
+        ("likelihood_gradient", [z, x[:, :29, :37]]),
+    ):
+        expected, found = (
+            tf.function(getattr(which, name), autograph=False)(*arguments) for which in (model, transforms)
+        )
+        for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_they_keep_their_weights(model):
+    weights = model.named_weights()
+    transforms = Transforms(CONFIG, {**weights, "other": np.zeros(3)})
+    found = transforms.named_weights()
+    assert found.keys() == weights.keys() and list(weight_shapes(CONFIG)) == list(weights)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert weight_shapes(CONFIG)[name] == value.shape
+
+
+def test_weights_that_do_not_fit_are_told(model):
+    weights = model.named_weights()
+    del weights["sequential/layer_0/kernel_rdft"]
+    weights["sequential_1/layer_2/bias"] = np.zeros(4)
+    with pytest.raises(ValueError) as error:
+        Transforms(CONFIG, weights)
+    assert "layer_0/kernel_rdft: expected shape (81, 18), found nothing" in str(error.value)
+    assert "sequential_1/layer_2/bias: expected shape (3,), found (4,)" in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_learned_prior_needs_no_tensorflow_compression():
+    """Its import takes a second."""
+    code = (
+        "import sys; sys.modules['tensorflow_compression'] = None\n"
+        "from vbq.runs import load_run; import numpy as np\n"
+        f"run = load_run({os.path.join(GOLDEN, 'checkpoints')!r}, {GOLDEN_RUN!r})\n"
+        "print(run.decode(run.encode(np.zeros((1, 16, 16, 3), np.uint8))[0]).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 16, 16, 3)"
