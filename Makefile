@@ -4,13 +4,14 @@
 # make lint    checks the style of the code and the direction of its imports
 # make results KODAK_DIR=/path/to/kodak   makes the figures and tables under results/ from the shipped model
 # make bench   runs the benchmarks
+# make peers KODAK_DIR=/path/to/kodak   compares the codec with JPEG, WebP, AVIF, JPEG 2000 and CompressAI
 # make venv    makes .venv, which every other target does first
 # TensorFlow 2.14 has wheels for Python 3.10 and 3.11 only. Where neither is installed, uv brings one, if uv is there.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test quick lint results bench venv
+.PHONY: demo test quick lint results bench peers venv
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
@@ -52,3 +53,6 @@ results: venv
 
 bench: venv
 	$(PYTHON) benchmarks/run.py
+
+peers: venv
+	$(PYTHON) benchmarks/peers.py --images "$(KODAK_DIR)/*.png"
