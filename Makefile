@@ -1,4 +1,4 @@
-# make demo    trains a small model, evaluates and plots it, then codes a photograph with the shipped model
+# make demo    trains a small model for a minute, evaluates and plots it, then codes a photograph with the model that ships
 # make test    runs all tests
 # make quick   runs all tests except the slow ones
 # make lint    checks the style of the code and the direction of its imports

@@ -29,7 +29,7 @@ TRAIN_WIDTH = 384  # of 640 pixels
 TRAINING = shlex.split(
     "--verbose --checkpoint_dir demo/checkpoints --train_glob 'demo/train/*.png' --log_dir demo/tf_logs "
     "--num_filters 32 32 32 --patchsize 64 --batchsize 8 --likelihood_variance 0.001 --learning_rate 3e-3 "
-    "--warmup_steps 100 --clip_norm 1e6 --lr_schedule cosine --flip --last_step 4000"
+    "--warmup_steps 100 --clip_norm 1e6 --lr_schedule cosine --flip --last_step 3000"
 )
 # Two photographs have too few latents to count the 2047 code points of the default, 10 bits.
 EVALUATION = shlex.split("demo/val_imgs.npy 'demo/test/*.png' --max_bits 6 --passes 20")
