@@ -181,7 +181,6 @@ def main(argv=None):
     )
     parser.add_argument("--kodak", default=os.environ.get("KODAK_DIR", ""), help="folder of the Kodak images")
     args = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from inputs import CHECKPOINTS, HEIGHT, SHIPPED, WIDTH, Inputs
 
     from codec import codec_of

@@ -88,7 +88,6 @@ def main(argv=None):
     parser.add_argument("--psnr", type=float, nargs="+", default=[28, 30, 32, 34, 36], help="dB (RGB)")
     parser.add_argument("--crop", type=int, default=0, help="pixels to cut off at each edge")
     args = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from codec import Encoder, codec_of, load_run
 
     codec = codec_of(load_run(args.checkpoint_dir, args.runname))

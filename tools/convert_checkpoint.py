@@ -119,7 +119,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not os.path.isdir(args.run_dir):
         raise UserError(f"{args.run_dir}: no such run directory")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with run_lock(args.run_dir):
         convert(args.direction, args.run_dir)
     print(f"{args.run_dir}: done {args.direction}")

@@ -108,7 +108,6 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(argv)
     os.chdir(ROOT)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     write_photographs()
     run("bls2017_vae.py", *TRAINING)
     runname = bls2017_vae.runname(bls2017_vae.parse_args(TRAINING))

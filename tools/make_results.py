@@ -251,7 +251,6 @@ def main(argv=None):
         help="do not evaluate again: draw and compare what is under results/ (default: off)",
     )
     args = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not args.reuse:
         evaluate(args.kodak)
     curves = load_curves()
