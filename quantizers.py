@@ -107,6 +107,8 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
             raise ValueError(
                 f"contexts {contexts.order.shape} do not belong to {self.passes} passes or to these tables"
             )
+        if contexts is not None:
+            contexts.check(counts)
         self._depth = code_point_bits(self.max_bits)
         # Search trees take 4 to 13 MB for 256 channels, a coder with contexts 36 MB.
         self.codebook = functools.lru_cache(maxsize=16)(self._codebook)
@@ -252,9 +254,12 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
     def from_arrays(cls, arrays):
         del arrays["max_bits"]  # follows from the number of code points
         names = "code_points", "lambs", "bit_length_counts", "index_counts", "passes"
-        contexts = [arrays.pop(f"contexts_{name}") for name in Contexts.NAMES if f"contexts_{name}" in arrays]
+        prefix = "contexts_"
+        of_contexts = {name: arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+        of_contexts = {name.removeprefix(prefix): x for name, x in of_contexts.items()}
+        contexts = Contexts(**of_contexts) if of_contexts else None
         tables = [arrays.pop(name) for name in names]
-        return cls(*tables, arrays.pop("shifts", None), arrays, Contexts(*contexts) if contexts else None)
+        return cls(*tables, arrays.pop("shifts", None), arrays, contexts)
 
     def _digest(self, model_fingerprint):
         """Its first 8 bytes are the fingerprint in .vbq files, so this computation must never change."""
@@ -270,7 +275,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         update(self.index_counts, "<u4")
         for name, x in self.contexts.arrays().items() if self.contexts else ():
             digest.update(f"{name} {x.shape}".encode())
-            update(x, "<i8")
+            update(x, "<u4" if name == "class_counts" else "<i8")
         return digest.hexdigest()
 
 

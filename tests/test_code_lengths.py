@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from quantizers import ChannelwisePriorCDFQuantizer, Posterior
 from vbq import code_lengths
 from vbq.code_lengths import fit_counts, histogram, lengths_of_bit_lengths, lengths_of_counts
-from vbq.code_points import code_point_bits
+from vbq.code_points import code_point_bits, code_point_probabilities
 from vbq.files import load_npz
 
 
@@ -171,3 +171,21 @@ def test_a_third_pass_equals_brute_force(lamb, seed, positions):
         best = min(first_fit, refit(points[c], *latents, third, lamb), key=lambda fit: fit[3])
         np.testing.assert_array_equal(counts[0, c], best[0])
         np.testing.assert_allclose(points[c] + shifts[0, c], best[1], atol=2e-3)
+
+
+def test_refinement_on_a_sample_costs_no_more(monkeypatch):
+    random = np.random.default_rng(0)
+    mean = random.laplace(size=(20000, 2)).astype(np.float32)
+    std = random.uniform(0.1, 0.3, mean.shape).astype(np.float32)
+    points = np.quantile(mean, code_point_probabilities(6), axis=0).T
+    lambs = 2.0 ** np.arange(-6, 8, 2)
+
+    def cost(passes):
+        return cost_by_lambda(ChannelwisePriorCDFQuantizer.fit(points, mean, std, lambs, passes), mean, std)
+
+    two, whole = cost(2), cost(20)
+    monkeypatch.setattr(code_lengths, "SAMPLE_LATENTS", 5000)
+    sampled = cost(20)
+    assert not np.array_equal(sampled, whole)
+    assert (sampled < two).all()
+    np.testing.assert_allclose(sampled, whole, rtol=0.02)

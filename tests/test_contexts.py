@@ -12,8 +12,17 @@ from quantizers import ChannelwisePriorCDFQuantizer
 from vbq.bitstream import integer_frequencies
 from vbq.code_points import look_up
 from vbq.command import UserError
-from vbq.context_fit import fit_arrays
-from vbq.contexts import CLASSES, CLASSES_OF_PHASE, CodingOrder, ContextModel, Contexts
+from vbq.context_fit import count_in_classes, fit_arrays
+from vbq.contexts import (
+    CLASSES,
+    CLASSES_OF_PHASE,
+    MOST_LATENTS,
+    PRIOR_LATENTS,
+    WEIGHT_UNIT,
+    CodingOrder,
+    ContextModel,
+    Contexts,
+)
 from vbq.files import load_npz, save_npz
 from vbq.surroundings import group_bounds
 
@@ -23,6 +32,15 @@ def fitted():
     """Counts, and the `ContextModel` that is fitted to `textured(0)`."""
     counts = counts_of(textured(0))
     return counts, ContextModel(counts, *fit_arrays(counts, textured(0)))
+
+
+@pytest.fixture(scope="module")
+def counted(fitted):
+    """Counts, the model of `fitted`, and the same with class counts; one code point in five has no count."""
+    counts = fitted[0] * (np.arange(POINTS) % 5 > 0)
+    arrays = fit_arrays(counts, textured(0))
+    plain = ContextModel(counts, *arrays)
+    return counts, plain, ContextModel(counts, *arrays, count_in_classes(plain, textured(0)))
 
 
 # Classes.
@@ -155,6 +173,36 @@ def test_distributions_are_powers_of_the_counts(fitted):
         np.testing.assert_allclose(2 ** -lengths.astype(float), found, rtol=1e-5, atol=2e-8)
 
 
+def test_the_counts_of_a_class_are_mixed_with_the_power(counted):
+    counts, plain, model = counted
+    for c in range(CHANNELS):
+        some = model.symbols.of_channel(c)
+        counted_points = model._class_counts[:, some].repeat(model.symbols.sizes[some], axis=1)
+        expected = weights_of_points(plain, c) / weights_of_points(plain, c).sum(axis=1, keepdims=True)
+        expected = counted_points + PRIOR_LATENTS * expected
+        weights = weights_of_points(model, c)
+        assert weights.sum(axis=1).max() < 2**39
+        np.testing.assert_allclose(weights / WEIGHT_UNIT, expected, atol=1e-4)
+
+
+def test_each_class_counts_the_symbols_of_its_latents(counted):
+    counts, plain, model = counted
+    indices, symbols = textured(0), plain.symbols
+    classes = plain.classes(indices)
+    for c in range(CHANNELS):
+        for number in range(*symbols.starts[c : c + 2]):
+            took = indices[..., c] == symbols.points[number]  # -1 of shared symbols is no index
+            expected = np.bincount(classes[..., c][took], minlength=CLASSES)
+            np.testing.assert_array_equal(model._class_counts[:, number], expected)
+
+
+def test_counts_of_too_many_latents_are_refused(counted):
+    counts, plain, model = counted
+    class_counts = model._class_counts * (MOST_LATENTS // 100)
+    with pytest.raises(ValueError, match="latents"):
+        ContextModel(counts, *fit_arrays(counts, textured(0)), class_counts)
+
+
 def test_sums_of_many_code_points_stay_within_what_the_coder_takes():
     """The flattest distributions possible, of as many code points as --max_bits allows."""
     counts = np.ones((2, (2 << 14) - 1), int)
@@ -181,10 +229,21 @@ def wrong_arrays(arrays):
     yield "weights", weights[:, :-1]
     yield "thresholds", thresholds[..., 1:]
     yield "exponents", exponents * 0
+    starts, class_counts = (arrays[f"contexts_{name}"] for name in Contexts.COUNT_NAMES)
+    yield "symbol_starts", starts[:-1]
+    yield "symbol_starts", starts + np.array([0, 1, 0])
+    yield "symbol_starts", starts.astype(np.int32)
+    yield "class_counts", class_counts.astype(np.int64)
+    yield "class_counts", class_counts[:-1]
+    yield "class_counts", class_counts[:, :-1]
+    yield "class_counts", class_counts.ravel()
 
 
 def quantizer_with_contexts(counts, passes=3, shifts=True):
-    fits = [fit_arrays(counts, textured(seed)) for seed in (0, 1)]
+    fits, class_counts = [], []
+    for seed in (0, 1):
+        fits.append(fit_arrays(counts, textured(seed)))
+        class_counts.append(count_in_classes(ContextModel(counts, *fits[-1]), textured(seed)))
     return ChannelwisePriorCDFQuantizer(
         np.tile(np.arange(POINTS), (CHANNELS, 1)),
         [1.0, 4.0],
@@ -193,7 +252,7 @@ def quantizer_with_contexts(counts, passes=3, shifts=True):
         passes,
         np.zeros((2, CHANNELS, POINTS), np.float16) if shifts else None,
         {"seed": 0},
-        Contexts.stack(fits),
+        Contexts.stack(fits, class_counts),
     )
 
 
@@ -218,10 +277,10 @@ def test_damaged_contexts_are_told(tmp_path, fitted):
         save_npz(path, {**arrays, f"contexts_{name}": wrong})
         with pytest.raises(UserError, match="quantizer.npz"):
             ChannelwisePriorCDFQuantizer.load(path)
-    del arrays["contexts_order"]
-    save_npz(path, arrays)
-    with pytest.raises(UserError, match="quantizer.npz"):
-        ChannelwisePriorCDFQuantizer.load(path)
+    for name in "order", "symbol_starts", "class_counts":
+        save_npz(path, {key: x for key, x in arrays.items() if key != f"contexts_{name}"})
+        with pytest.raises(UserError, match="quantizer.npz"):
+            ChannelwisePriorCDFQuantizer.load(path)
 
 
 def test_two_passes_have_no_contexts(fitted):

@@ -40,10 +40,10 @@ def test_the_identity_of_a_fit_changes_with_every_part_of_it():
     add(shifts=None)
     add(contexts=None)
     arrays = quantizer.contexts.arrays()
-    for name in "weights", "thresholds", "exponents":
+    for name in "weights", "thresholds", "exponents", "class_counts":
         add(contexts=Contexts(**{**arrays, name: changed(arrays[name])}))
     add(contexts=Contexts(**{**arrays, "order": np.ascontiguousarray(arrays["order"][:, ::-1])}))
-    assert len(found) == 1 + 1 + 3 + 2 + 4
+    assert len(found) == 1 + 1 + 3 + 2 + 5
     assert quantizer.identity("abd") in found and quantizer.identity() == quantizer.identity("abc")
 
 

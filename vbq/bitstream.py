@@ -70,7 +70,8 @@ def symbol_frequencies(weights, symbols, points):
     """`integer_frequencies` of weights, summed over the code points of every symbol.
 
     Args:
-      weights: int32 [Q, S], the weight of each code point of a symbol, less than 2^39 / K.
+      weights: int [Q, S], the weight of each code point of a symbol. The weights of a channel's K code points
+        have a sum of at most 2^39 - K.
       symbols: symbols.Symbols.
       points: int K, number of code points of a channel.
 
@@ -296,7 +297,7 @@ class ContextCoder(_Coder):
         return good + 1
 
     def _runs(self, channels, classes):
-        """Sorts the latents of a part into runs. Classes of equal exponents make one run.
+        """Sorts the latents of a part into runs. Classes of equal distributions make one run.
 
         Args:
           channels: int [n].
@@ -312,8 +313,8 @@ class ContextCoder(_Coder):
         ends = np.cumsum(np.bincount(keys, minlength=size))
         numbers = (channels[:, None].astype(np.int64) * CLASSES + np.arange(CLASSES)).ravel()
         some = np.flatnonzero(np.diff(ends, prepend=0))
-        exponents = self._contexts.exponents[channels].ravel()[some]
-        is_first = (np.diff(some // CLASSES, prepend=-1) != 0) | (np.diff(exponents, prepend=0) != 0)
+        same = self._contexts.run_keys[channels].ravel()[some].astype(np.int64)
+        is_first = (np.diff(some // CLASSES, prepend=-1) != 0) | (np.diff(same, prepend=-1) != 0)
         numbers, ends = numbers[some[is_first]].tolist(), ends[some[np.append(is_first, True)[1:]]].tolist()
         models = [self._models[number] or self._model(number) for number in numbers]
         return np.argsort(keys, kind="stable"), list(zip(models, numbers, [0, *ends], ends))

@@ -24,6 +24,9 @@ BLOCKS_TOGETHER = 4
 # images need fewer bits then: most code points of a channel are never chosen, and their 1s add up.
 REPEATS = 64
 LEAST_GAIN = 1e-4  # refinement ends when no channel's objective falls by this share
+# Where a channel has more latents than this, refinement sees an even sample of them, until its last passes.
+SAMPLE_LATENTS = 1 << 16
+LAST_PASSES = 2  # these see all latents
 
 
 def lengths_of_counts(counts):
@@ -116,7 +119,7 @@ def _refine(code_points, latents, chosen, lamb, passes):
 
     Args:
       code_points: float32 [C, K].
-      latents: list of blocks: means and weights 1 / (2 std^2), float32 [C, B].
+      latents: list of blocks: means and weights 1 / (2 std^2), float32 [C, B], the means ascending.
       chosen: list of int32 [C, B], the indices that the second pass chose, by blocks.
       lamb: float.
       passes: int, the largest number of further passes.
@@ -125,12 +128,17 @@ def _refine(code_points, latents, chosen, lamb, passes):
       counts: int64 [C, K], `REPEATS` times as large as they are.
       shifts: float16 [C, K].
     """
-    depth = code_point_bits(max_bits_of(code_points.shape[1]))
-    best = None
+    best = tables = None
+    step = -(-sum(indices.shape[1] for indices in chosen) // SAMPLE_LATENTS)
+    if step > 1 and passes > LAST_PASSES:
+        some = [tuple(_sample(x, step) for x in zip(*latents))], [_sample(chosen, step)]
+        tables = _refine(code_points, *some, lamb, passes - LAST_PASSES)
+        passes = LAST_PASSES
     for remaining in range(passes, -1, -1):
         counts, shifts = _refit(code_points, latents, chosen)
-        points, lengths = code_points + shifts, lengths_of_counts(counts)
-        objective = _objective(latents, chosen, points, lamb * lengths, counts)
+        objective = _objective(
+            latents, chosen, code_points + shifts, lamb * lengths_of_counts(counts), counts
+        )
         if best is None:
             best = objective, counts, shifts
         else:
@@ -142,10 +150,25 @@ def _refine(code_points, latents, chosen, lamb, passes):
             if not enough.any():
                 break
         if remaining:
-            used = histogram(np.tile(depth, (len(counts), 1)), depth.max() + 1, counts)[:, depth] > 0
-            # A bit length that a channel no longer uses stays unused, as if its points had infinite length.
-            chosen = _choose(latents, code_points, points, np.where(used, lengths, np.float32(np.inf)), lamb)
+            chosen = _choose_refined(latents, code_points, *(tables or (counts, shifts)), lamb)
+            tables = None
     return best[1:]
+
+
+def _sample(blocks, step):
+    """Every step-th latent of blocks [C, B]: one block."""
+    return np.concatenate([block[:, ::step] for block in blocks], axis=1)
+
+
+def _choose_refined(latents, code_points, counts, shifts, lamb):
+    """Does what `_choose` does, with the tables that `_refine` returns.
+
+    A bit length that a channel no longer uses stays unused, as if its points had infinite length.
+    """
+    depth = code_point_bits(max_bits_of(code_points.shape[1]))
+    used = histogram(np.tile(depth, (len(counts), 1)), depth.max() + 1, counts)[:, depth] > 0
+    lengths = np.where(used, lengths_of_counts(counts), np.float32(np.inf))
+    return _choose(latents, code_points, code_points + shifts, lengths, lamb)
 
 
 def _objective(latents, chosen, points, penalties, counts):

@@ -4,6 +4,8 @@ Axis letters: N images, h, w latent positions, P = N h w all positions, C channe
 Q classes, n channels of a group, p positions of a phase, m known features.
 """
 
+import math
+
 import numpy as np
 
 from vbq.code_points import look_up
@@ -23,6 +25,8 @@ from vbq.surroundings import PHASES, Surroundings, features_of
 
 RIDGE = 1e-3  # added to the diagonal in the regression, relative to the features' mean variance
 PSEUDO_COUNT = 8  # latents with the channel's distribution, added to each class to smooth it
+# Contexts are fitted to at most about so many latent positions, an even sample of the validation images.
+MOST_POSITIONS = 1 << 17
 NEWTON_STEPS = 30  # the most that are taken to find an exponent
 
 
@@ -38,7 +42,9 @@ def fit_contexts(codebook_of, counts, lambs, mean, std):
     Returns:
       contexts.Contexts.
     """
-    fits = []
+    step = -(-math.prod(mean.shape[:3]) // MOST_POSITIONS)
+    mean, std = mean[::step], std[::step]
+    fits, class_counts = [], []
     for index in progress(range(len(lambs)), desc="contexts", unit="lambda"):
         plain, lamb = codebook_of(index), lambs[index]
         indices = plain.choose(mean, std, lamb)
@@ -47,7 +53,28 @@ def fit_contexts(codebook_of, counts, lambs, mean, std):
             codebook = plain.with_contexts(model)
             indices = codebook.choose_in_classes(mean, std, lamb, codebook.classes(indices))
         fits.append(fit_arrays(counts[index], indices))
-    return Contexts.stack(fits)
+        class_counts.append(count_in_classes(ContextModel(counts[index], *fits[-1]), indices))
+    return Contexts.stack(fits, class_counts)
+
+
+def count_in_classes(model, indices):
+    """Counts how often the latents of each class take each symbol.
+
+    A symbol that stands for several code points is not counted: its points keep the distribution p^b / Z.
+
+    Args:
+      model: contexts.ContextModel without class counts.
+      indices: int [N, h, w, C], the quantized validation latents.
+
+    Returns:
+      int64 [Q, S].
+    """
+    classes, symbols = model.classes(indices), model.symbols
+    result = np.zeros((CLASSES, len(symbols.firsts)), np.int64)
+    for c, of_points in enumerate(symbols.of_points):
+        numbers = of_points.take(indices[..., c]) + classes[..., c].astype(np.int64) * result.shape[1]
+        result += np.bincount(numbers.ravel(), minlength=result.size).reshape(result.shape)
+    return result * (symbols.sizes == 1)
 
 
 def fit_arrays(counts, indices):

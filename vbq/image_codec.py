@@ -149,11 +149,6 @@ class Encoder:
         """The sum of the code lengths, float."""
         return float(self.codec.quantizer.codebook(lamb_index).bits(indices).sum(dtype=np.float64))
 
-    def estimated_bits(self, indices, lamb_index):
-        """Estimates the length of the stream, float: as `bits`, but with the range coder's own precision."""
-        bits = self.codec.quantizer.codebook(lamb_index).bits(indices)
-        return float(coded_bits(bits, self.codec.quantizer.code_points.shape[1]).sum(dtype=np.float64))
-
     def distortion(self, indices, lamb_index):
         """The distortion term, float: the sum of (z - mean)^2 / (2 std^2), in nats."""
         error = self.codec.quantizer.codebook(lamb_index).dequantize(indices)
@@ -217,8 +212,12 @@ class Encoder:
             indices = self.quantize(lamb, lamb_index, self.joint_steps)
         height, width, _ = self.image.shape
         header = Header(self.codec.fingerprint, width, height, lamb_index, float(lamb))
-        data = pack(header, self.codec.quantizer.coder(lamb_index).encode(indices))
-        return Compressed(data, header, indices, self.estimated_bits(indices, lamb_index))
+        quantizer = self.codec.quantizer
+        codebook = quantizer.codebook(lamb_index)
+        classes = codebook.classes(indices)
+        data = pack(header, quantizer.coder(lamb_index).encode(indices, classes))
+        bits = coded_bits(codebook.bits(indices, classes), codebook.points.shape[1])
+        return Compressed(data, header, indices, float(bits.sum(dtype=np.float64)))
 
     def psnr(self, compressed):
         """Returns the PSNR (RGB), in dB, of what a file decodes to; infinite if that equals the image."""
