@@ -7,7 +7,7 @@ from codec_runs import copy_of, counts_of, golden_fit, textured, validation_late
 
 from vbq import context_fit
 from vbq.code_points import look_up
-from vbq.context_fit import fit_arrays, regression
+from vbq.context_fit import count_in_classes, fit_arrays, fit_contexts, regression
 from vbq.contexts import CLASSES, ContextModel
 
 
@@ -50,6 +50,30 @@ def test_latents_whose_surroundings_tell_nothing_take_as_many_bits_as_by_counts(
     shuffled = np.random.default_rng(0).permuted(indices.reshape(-1, CHANNELS), axis=0).reshape(indices.shape)
     model = ContextModel(counts, *fit_arrays(counts, shuffled))
     assert abs(bits_of(model, shuffled) / bits_of_counts(counts, shuffled) - 1) < 0.02
+
+
+def test_the_counts_of_classes_save_bits_of_unseen_latents():
+    few, many = textured(0), textured(0, images=400)
+    for indices, most in ((few, 1), (many, 0.99)):
+        counts = counts_of(indices)
+        arrays = fit_arrays(counts, indices)
+        plain = ContextModel(counts, *arrays)
+        counted = ContextModel(counts, *arrays, count_in_classes(plain, indices))
+        assert bits_of(counted, textured(5)) < most * bits_of(plain, textured(5))
+
+
+def test_a_fit_takes_an_even_sample_of_many_images(monkeypatch):
+    plain, (mean, std) = golden_fit(passes=4), validation_latents()
+    step = -(-mean[..., 0].size // 70)
+    assert step > 1
+
+    def fit(mean, std):
+        return fit_contexts(plain.codebook, plain.index_counts, plain.lambs, mean, std).arrays()
+
+    expected = fit(mean[::step], std[::step])
+    monkeypatch.setattr(context_fit, "MOST_POSITIONS", 70)
+    for name, x in fit(mean, std).items():
+        np.testing.assert_array_equal(x, expected[name])
 
 
 @pytest.mark.parametrize("images", [1, 3])
