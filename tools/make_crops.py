@@ -2,7 +2,7 @@
 
 They are random crops, an array uint8 [N, S, S, 3].
 
-    python tools/make_crops.py 'photos/*.jpg' val_imgs.npy --count 200 --size 256
+    python tools/make_crops.py 'photos/*.jpg' val_imgs.npy --count 2000 --size 256
 """
 
 import argparse

@@ -25,7 +25,7 @@ from vbq import plots, tiling
 from vbq.bd_rates import QUALITIES, bd_quality, bd_rate, increasing
 from vbq.command import Parser, UserError, run_main
 from vbq.files import atomic_write, find_images, load_npz
-from vbq.fits import FitStore
+from vbq.fits import DEFAULT_LEVELS, FitStore
 from vbq.images import center_crop, read_image
 from vbq.metrics import ImageMetrics
 from vbq.results import results_path
@@ -41,9 +41,9 @@ VARIANTS = {  # arguments of post_process.py
     "VBQ": [],
     "VBQ, refined": ["--passes", "20"],
     "VBQ, contexts": ["--passes", "20", "--contexts"],
-    "VBQ, joint": ["--passes", "20", "--contexts", "--joint_steps", "20"],
+    "VBQ, joint": ["--passes", "20", "--contexts", "--joint_steps", "8"],
 }
-BEST = "VBQ, joint"
+PAPER, BEST = "VBQ", "VBQ, joint"
 PICTURE, PICTURE_LAMBS = "kodim23.png", (1.0, 4.0, 8.0)
 WINDOW = (40, 190, 300, 240)  # of the picture that is shown, in pixels: top, left, height, width
 
@@ -63,11 +63,14 @@ def evaluate(kodak):
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             Image.fromarray(crop(read_image(path))).save(os.path.join(folder, os.path.basename(path)))
-        images, out = os.path.join(folder, "*.png"), os.path.join(folder, "out")
-        for arguments in VARIANTS.values():
-            post_process.main([CHECKPOINTS, RUN, "-", images, "--out", out, *arguments])
-        for path in dict.fromkeys(path for label in VARIANTS for path in result_paths(label, out)):
-            shutil.copy(path, RESULTS)
+        images = os.path.join(folder, "*.png")
+        for label, arguments in VARIANTS.items():
+            out = os.path.join(folder, label)
+            # The baselines are the same in all variants: after the first, one level of them is enough.
+            levels = [] if label == PAPER else ["--quantization_levels", str(DEFAULT_LEVELS[0])]
+            post_process.main([CHECKPOINTS, RUN, "-", images, "--out", out, *arguments, *levels])
+            for path in result_paths(label, out)[: None if label == PAPER else 1]:
+                shutil.copy(path, RESULTS)
 
 
 def options_of(label):
@@ -92,7 +95,7 @@ def crop(image):
 def load_curves():
     """Curves of the result files, and the published ones: dict from labels to the dicts of `plots.curve`."""
     found = {label: plots.curve(label, load_npz(result_paths(label, RESULTS)[0])) for label in VARIANTS}
-    for kind, path in list(zip(QUANTIZERS, result_paths("VBQ", RESULTS)))[1:]:
+    for kind, path in list(zip(QUANTIZERS, result_paths(PAPER, RESULTS)))[1:]:
         found[kind.label] = plots.curve(kind.label, load_npz(path))
     return found | {one["label"]: one for one in plots.published_curves()}
 
@@ -111,7 +114,7 @@ def comparison(curves):
     baselines = [kind.label for kind in reversed(QUANTIZERS[1:])]
     for key in QUALITIES:
         for test in VARIANTS:
-            for anchor in ("JPEG", *baselines, "Ballé 2017", *(["VBQ"] if test != "VBQ" else [])):
+            for anchor in ("JPEG", *baselines, "Ballé 2017", *([PAPER] if test != PAPER else [])):
                 add(test, anchor, curves[anchor], key)
     for anchor, (rate, psnr) in published_curves().items():
         add(BEST, f"{anchor}, 768 x 512", {"BPP": rate, "PSNR (RGB)": psnr}, "PSNR (RGB)")
@@ -142,7 +145,7 @@ def draw_published(path, curves):
     axes = figure.subplots()
     for color, (label, (rate, psnr)) in zip(colormaps["tab20"].colors, published_curves().items()):
         axes.plot(rate, psnr, color=color, linewidth=1, label=label)
-    for label, style in (("VBQ", "k.-"), (BEST, "r.-")):
+    for label, style in ((PAPER, "k.-"), (BEST, "r.-")):
         axes.plot(*increasing(curves[label], "PSNR (RGB)"), style, label=f"{label} (ours)")
     axes.set(
         xlabel="bits per pixel",
