@@ -10,9 +10,13 @@ import numpy as np
 
 from vbq.code_points import LEAST_STD
 
-STEP_SIZE, MOMENTUM = 0.1, 0.5  # with a step size of 0.25, latents diverge together on some images
+# Large steps gain more, but at some positions of some images, latents of different channels then overshoot
+# together. So every position has its own step size. Where the residual grows, it gets smaller by a factor,
+# down to a size that is safe on photographs.
+STEP_SIZE, SMALLER, SAFE_SIZE = 0.2, 0.7, 0.1
+MOMENTUM = 0.5
 # A cost above this many times the least cost counts as divergence. The next step then starts again from the
-# best latents, with a quarter of the step size.
+# best latents, with a quarter of the step sizes.
 DIVERGED = 1.5
 
 
@@ -37,7 +41,8 @@ def refine(codebook, indices, posterior, lamb, steps):
     """
     mean, std, likelihood = posterior
     variance = np.square(np.maximum(std, LEAST_STD))
-    target, velocity, size = mean, np.zeros_like(mean), STEP_SIZE
+    target, velocity = mean, np.zeros_like(mean)
+    size, before = np.full((*mean.shape[:-1], 1), STEP_SIZE, np.float32), np.inf
     best, least = None, np.inf
     for step in range(steps + 1):
         z, classes = codebook.dequantize(indices), codebook.classes(indices)
@@ -47,9 +52,13 @@ def refine(codebook, indices, posterior, lamb, steps):
             best, least = (indices, z, classes, gradient, target), cost
         elif not cost < DIVERGED * least:  # also where the cost is not a number
             indices, z, classes, gradient, target = best
-            velocity, size = np.zeros_like(mean), size / 4
+            velocity, size, before = np.zeros_like(mean), size / 4, np.inf
         if step < steps:
-            velocity = MOMENTUM * velocity + size * (z - variance * gradient - target)
+            residual = z - variance * gradient - target
+            norm = (np.square(residual) / variance).sum(axis=-1, keepdims=True)
+            smaller = np.maximum(SMALLER * size, np.minimum(size, SAFE_SIZE))
+            size, before = np.where(norm > before, smaller, size), norm
+            velocity = MOMENTUM * velocity + size * residual
             target = target + velocity
             indices = codebook.choose_in_classes(target, std, lamb, classes)
     return best[0]
