@@ -11,7 +11,7 @@ from PIL import Image
 
 import codec
 from quantizers import ChannelwisePriorCDFQuantizer, Posterior
-from vbq import tiling
+from vbq import joint, tiling
 from vbq.images import read_image
 from vbq.runs import load_run
 
@@ -124,6 +124,32 @@ def test_it_comes_near_the_best_of_all_choices():
         apart.append(total(quantizer.codebook(0).quantize(posterior, 1.0).ravel()) - best)
         together.append(total(quantizer.codebook(0).quantize(posterior, 1.0, 40).ravel()) - best)
     assert min(together) > -1e-4 and np.mean(together) < 0.35 * np.mean(apart)
+
+
+def test_a_position_that_overshoots_takes_smaller_steps(monkeypatch):
+    """At one position, only the sum of 20 latents matters, and each of them corrects its whole error. The
+    cost of all others is so large that the cost of the picture does not show it.
+    """
+    channels, random = 20, np.random.default_rng(0)
+    points = np.linspace(-3, 3, 127)[None].repeat(channels, axis=0)
+    counts = np.ones((1, channels, 127), int)
+    quantizer = ChannelwisePriorCDFQuantizer(
+        points, [1.0], np.ones((1, channels, 7), int), counts, 3, np.zeros(counts.shape, np.float16)
+    )
+    mean = random.normal(size=(1, 1, channels)).astype(np.float32)
+    std = np.full_like(mean, 0.1)
+
+    def likelihood(z):
+        error = ((z - mean) / std).sum() - 7
+        return 1e6 + error**2 / 2, error / std
+
+    def cost():
+        indices = quantizer.codebook(0).quantize(Posterior(mean, std, likelihood), 1.0, 8)
+        return likelihood(quantizer.decode(indices, 1.0))[0] - 1e6
+
+    found = cost()
+    monkeypatch.setattr(joint, "SAFE_SIZE", joint.STEP_SIZE)
+    assert found < 0.1 * cost()
 
 
 @pytest.mark.slow
