@@ -304,7 +304,7 @@ def test_ends_with_joint_steps(with_contexts, china, refined_files):
 
 def test_a_quality_that_only_joint_steps_reach(with_contexts, china):
     image = china[:48, :64]
-    plain, encoder = Encoder(with_contexts, image), Encoder(with_contexts, image, joint_steps=4)
+    plain, encoder = Encoder(with_contexts, image), Encoder(with_contexts, image, joint_steps=8)
     best = float(fails(plain.search_psnr, 99).split()[-2])
     target = best + 0.2
     assert "cannot be reached" in fails(plain.search_psnr, target)
