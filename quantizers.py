@@ -255,8 +255,8 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         del arrays["max_bits"]  # follows from the number of code points
         names = "code_points", "lambs", "bit_length_counts", "index_counts", "passes"
         prefix = "contexts_"
-        of_contexts = {name: arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
-        of_contexts = {name.removeprefix(prefix): x for name, x in of_contexts.items()}
+        names_of_contexts = [name for name in arrays if name.startswith(prefix)]
+        of_contexts = {name.removeprefix(prefix): arrays.pop(name) for name in names_of_contexts}
         contexts = Contexts(**of_contexts) if of_contexts else None
         tables = [arrays.pop(name) for name in names]
         return cls(*tables, arrays.pop("shifts", None), arrays, contexts)

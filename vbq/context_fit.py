@@ -25,7 +25,7 @@ from vbq.surroundings import PHASES, Surroundings, features_of
 
 RIDGE = 1e-3  # added to the diagonal in the regression, relative to the features' mean variance
 PSEUDO_COUNT = 8  # latents with the channel's distribution, added to each class to smooth it
-# Contexts are fitted to at most about so many latent positions, an even sample of the validation images.
+# The most latent positions that contexts are fitted to. They are those of an even sample of the images.
 MOST_POSITIONS = 1 << 17
 NEWTON_STEPS = 30  # the most that are taken to find an exponent
 
@@ -37,7 +37,8 @@ def fit_contexts(codebook_of, counts, lambs, mean, std):
       codebook_of: function from the number of a lambda to its `Codebook` without contexts.
       counts: int [L, C, K].
       lambs: float64 [L].
-      mean, std: float32 [N, h, w, C], the validation latents' posterior.
+      mean, std: float32 [N, h, w, C], the validation latents' posterior. Of many images, every second, third
+        and so on is taken, see `MOST_POSITIONS`.
 
     Returns:
       contexts.Contexts.
@@ -69,12 +70,9 @@ def count_in_classes(model, indices):
     Returns:
       int64 [Q, S].
     """
-    classes, symbols = model.classes(indices), model.symbols
-    result = np.zeros((CLASSES, len(symbols.firsts)), np.int64)
-    for c, of_points in enumerate(symbols.of_points):
-        numbers = of_points.take(indices[..., c]) + classes[..., c].astype(np.int64) * result.shape[1]
-        result += np.bincount(numbers.ravel(), minlength=result.size).reshape(result.shape)
-    return result * (symbols.sizes == 1)
+    sizes = model.symbols.sizes
+    numbers = model.numbers(indices, model.classes(indices)).ravel()
+    return np.bincount(numbers, minlength=CLASSES * len(sizes)).reshape(CLASSES, -1) * (sizes == 1)
 
 
 def fit_arrays(counts, indices):

@@ -325,8 +325,12 @@ class ContextModel:
 
     def bits(self, indices, classes):
         """Bits spent on every latent, float64 [..., C], of code points int and classes uint8 [..., C]."""
+        return self._bits.ravel().take(self.numbers(indices, classes))
+
+    def numbers(self, indices, classes):
+        """Where latents are in a flat table [Q, S]: int64 [..., C], of code points int and classes uint8."""
         symbols = look_up(self.symbols.of_points, indices)
-        return self._bits.ravel().take(classes.astype(np.int64) * self._bits.shape[1] + symbols)
+        return classes.astype(np.int64) * len(self.symbols.firsts) + symbols
 
 
 def classify(predicted, thresholds):

@@ -203,16 +203,15 @@ class Encoder:
         """
         if not 0 < lamb < math.inf:
             raise UserError(f"lambda should be a number > 0, but is {lamb}")
-        indices = None
+        quantizer, indices = self.codec.quantizer, None
         if best:
             lamb_index, indices = self.best_lamb_index(lamb)
         elif lamb_index is None:
-            lamb_index = self.codec.quantizer.nearest_lamb_index(lamb)
+            lamb_index = quantizer.nearest_lamb_index(lamb)
         if indices is None or self.joint_steps:
             indices = self.quantize(lamb, lamb_index, self.joint_steps)
         height, width, _ = self.image.shape
         header = Header(self.codec.fingerprint, width, height, lamb_index, float(lamb))
-        quantizer = self.codec.quantizer
         codebook = quantizer.codebook(lamb_index)
         classes = codebook.classes(indices)
         data = pack(header, quantizer.coder(lamb_index).encode(indices, classes))
