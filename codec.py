@@ -30,6 +30,7 @@ from vbq.codec_flags import DEFAULT_LAMB, parse_args
 from vbq.command import UserError, note, progress, reason, run_main, say, shorten
 from vbq.files import atomic_write, check_output
 from vbq.fits import FitStore
+from vbq.gains import usable
 from vbq.image_codec import Codec, Encoder
 from vbq.image_output import check_picture_output, write_image
 from vbq.images import pixels_of, read_image_with_notes, writable_endings
@@ -42,7 +43,8 @@ def codec_of(run, data=None):
     Args:
       run: runs.Run.
       data: bytes of a .vbq file, to get the codec that wrote it; or None, to get the preferred fit. Fits with
-        contexts are preferred, then those of the most passes, then those with the most bits.
+        contexts are preferred, then those of the most passes, then those with the most bits; each with its
+        gains, if there are any.
 
     Returns:
       Codec.
@@ -52,7 +54,7 @@ def codec_of(run, data=None):
     """
     fingerprint = unpack(data)[0].fingerprint.hex() if data else ""
     reasons = []
-    for fit, skipped in FitStore(run.path, run.fingerprint).usable(ChannelwisePriorCDFQuantizer):
+    for fit, skipped in usable(FitStore(run.path, run.fingerprint), ChannelwisePriorCDFQuantizer):
         if fit and not fit.quantizer.identity(run.fingerprint).startswith(fingerprint):
             skipped = f"{fit.name}.npz is not the fit that wrote it"
         elif fit:

@@ -16,7 +16,8 @@ from vbq.baselines import are_named_as_kodak, jpeg_results
 from vbq.command import Parser, UserError, note, number, progress, reason, run_main, seed, shard
 from vbq.evaluation import evaluate
 from vbq.files import atomic_write, find_images, save_npz, why_not_writable
-from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, FitOptions, FitStore
+from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, Fit, FitOptions, FitStore
+from vbq.gains import DecoderGains
 from vbq.images import read_image_with_notes
 from vbq.latents import ValidationLatents
 from vbq.results import FILE_KEY, distinct_names, merge, results_path
@@ -26,7 +27,7 @@ from vbq.validation import read_validation
 PLOT_NAME, TABLE_NAME = "rate_distortion.png", "bd_rates.md"
 PUBLISHED_LABELS = "{}, published (24 Kodak images)"
 EXAMPLES = """examples:
-  python post_process.py checkpoints RUNNAME val_imgs.npy '/test_data/*.png' --passes 20 --contexts
+  python post_process.py checkpoints RUNNAME val_imgs.npy '/test_data/*.png' --passes 20 --contexts --gains
   python post_process.py checkpoints RUNNAME - 'photos/*.png' --lambs 1 4 --out /tmp/results --title Photos"""
 
 
@@ -53,21 +54,33 @@ def fit_or_load(run, validation, options, rebuild=False, new_path=None):
     label = validation and validation.label
     latents = validation and ValidationLatents(run, validation, store, rebuild)
     fits, saved = [], []
-    for kind in QUANTIZERS:
+
+    def serve(kind, options, fit):
+        nonlocal label
         found, reasons = (None, ["--rebuild is given"]) if rebuild else store.find(kind, options, label)
         if found:
-            label = label or found.quantizer.provenance.get(
-                "validation"
-            )  # all fits must be to the same images
+            label = label or found.quantizer.provenance.get("validation")  # that of all fits
             saved.append(found.name)
-        elif validation:
-            note(f"fits {kind.__name__} to {len(validation.images)} validation images: {'; '.join(reasons)}")
-            found = store.save(kind.fit_to(latents, options), options, rebuild)
-        else:
+            return found
+        if not validation:
             raise UserError(
                 f"{run.path}: no saved fit serves, and there are no validation images to make one: "
                 + "; ".join(reasons)
             )
+        note(f"fits {kind.__name__} to {len(validation.images)} validation images: {'; '.join(reasons)}")
+        return store.save(fit(), options, rebuild)
+
+    for kind in QUANTIZERS:
+        found = serve(kind, options, lambda kind=kind: kind.fit_to(latents, options))
+        if options.gains and kind.takes_gains:
+            gains, name = serve(
+                DecoderGains,
+                dataclasses.replace(options, base=found.quantizer.identity()),
+                lambda quantizer=found.quantizer: DecoderGains.fit(
+                    run, quantizer, validation.images, latents.mean, latents.std, latents.provenance
+                ),
+            )
+            found = Fit(found.quantizer.with_gains(gains), name)
         fits.append(found)
     if saved:
         note(f"uses the saved fits {', '.join(saved)}, to {label}")
@@ -146,6 +159,11 @@ def add_fit_flags(add):
         action="store_true",
         help="fit code lengths that follow a latent's surroundings; needs --passes above 2 (default: off)",
     )
+    add(
+        "--gains",
+        action="store_true",
+        help="fit gains of the decoder's channels to every lamb (default: off)",
+    )
     add("--seed", type=seed, default=0, help="of the prior's initial weights (default: %(default)s)")
     add(
         "--rebuild",
@@ -192,7 +210,7 @@ def add_evaluation_flags(add):
 def fit_options(args):
     """Returns the `FitOptions` of what `parse_args` found."""
     lambs, levels = tuple(sorted(set(args.lambs))), tuple(sorted(set(args.quantization_levels)))
-    return FitOptions(args.max_bits, lambs, levels, args.passes, args.contexts, args.seed)
+    return FitOptions(args.max_bits, lambs, levels, args.passes, args.contexts, args.seed, args.gains)
 
 
 def find_test_images(pattern):
@@ -298,10 +316,11 @@ def label_of(kind, options, joint_steps):
     Returns:
       str, such as "VBQ (20 passes, contexts)": those options beyond the paper that its results depend on.
     """
-    plain = dataclasses.replace(options, passes=2, contexts=False)
+    plain = dataclasses.replace(options, passes=2, contexts=False, gains=False)
     if kind.result_name(options, joint_steps) == kind.result_name(plain, 0):
         return kind.label
     beyond = [f"{options.passes} passes"] * (options.passes > 2) + ["contexts"] * options.contexts
+    beyond += ["gains"] * options.gains
     beyond += [f"{joint_steps} joint step" + "s" * (joint_steps > 1)] * (joint_steps > 0)
     return f"{kind.label} ({', '.join(beyond)})"
 

@@ -9,6 +9,7 @@ is a subclass of `Quantizer`, added to `QUANTIZERS`.
 Axis letters: B latent positions, C channels, N max bits, K code points, L lambdas.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -56,6 +57,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
 
     label = "VBQ"
     writes_files = True
+    takes_gains = True
     compressed_file = True
 
     def __init__(
@@ -91,6 +93,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         self.bit_length_counts = np.asarray(bit_length_counts)
         self.index_counts = np.asarray(index_counts)
         self.passes, self.shifts, self.contexts = int(passes), shifts, contexts
+        self.gains = None
         super().__init__(provenance)
         channels, points = self.code_points.shape
         self.max_bits = max_bits_of(points)
@@ -110,9 +113,31 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         if contexts is not None:
             contexts.check(counts)
         self._depth = code_point_bits(self.max_bits)
+        self._make_caches()
+
+    def _make_caches(self):
         # Search trees take 4 to 13 MB for 256 channels, a coder with contexts 36 MB.
         self.codebook = functools.lru_cache(maxsize=16)(self._codebook)
         self.coder = functools.lru_cache(maxsize=4)(self._coder)
+
+    def with_gains(self, gains):
+        """The same quantizer with gains of the decoder.
+
+        Args:
+          gains: gains.DecoderGains that were fitted to this quantizer.
+
+        Returns:
+          ChannelwisePriorCDFQuantizer with an identity of its own. The tables are shared.
+
+        Raises:
+          ValueError: the gains belong to another fit.
+        """
+        if gains.base != self.identity() or len(gains.scales) != len(self.lambs):
+            raise ValueError(f"the gains belong to fit {gains.base}, not to {self.identity()}")
+        other = copy.copy(self)
+        other.gains, other._identities = gains, {}
+        other._make_caches()
+        return other
 
     @classmethod
     def fit(cls, code_points, mean, std, lambs=DEFAULT_LAMBS, passes=2, provenance=None, contexts=False):
@@ -138,14 +163,20 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         found = fit_contexts(result.codebook, index_counts, lambs, mean, std)
         return cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts, provenance, found)
 
+    @property
+    def description(self):
+        """What the fit consists of, str, such as "20 passes, contexts, gains"."""
+        parts = {"contexts": self.contexts, "gains": self.gains}
+        return ", ".join([f"{self.passes} passes", *(name for name, part in parts.items() if part)])
+
     @classmethod
     def file_name(cls, options):
-        refined = f"-passes={options.passes}" if options.passes > 2 else ""
-        return f"{cls.__name__}-max_bits={options.max_bits}{refined}" + "-contexts" * options.contexts
+        return cls.__name__ + options.name_of_vbq
 
     @classmethod
     def result_name(cls, options, joint_steps):
-        return cls.file_name(options) + (f"-joint_steps={joint_steps}" if joint_steps else "")
+        joint = f"-joint_steps={joint_steps}" if joint_steps else ""
+        return cls.file_name(options) + "-gains" * options.gains + joint
 
     @staticmethod
     def rank(name):
@@ -207,7 +238,8 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         lengths = code_lengths.lengths_of_counts(counts)
         by_bits = self.bit_length_lengths(lamb_index)[:, self._depth] if self.passes == 2 else lengths
         contexts = self.contexts and self.contexts.model(lamb_index, counts)
-        return Codebook(order, points, lengths, by_bits, contexts)
+        gains = self.gains and self.gains.at(lamb_index)
+        return Codebook(order, points, lengths, by_bits, contexts, gains)
 
     def _coder(self, lamb_index):
         """The `bitstream.TableCoder` or `ContextCoder` of a lambda. `coder` is this method with a cache."""
@@ -222,6 +254,9 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
 
     def decode(self, indices, setting):
         return self.codebook(self.nearest_lamb_index(setting)).dequantize(indices)
+
+    def decoder_gains(self, setting):
+        return self.codebook(self.nearest_lamb_index(setting)).gains
 
     def bits(self, indices, setting):
         return self.codebook(self.nearest_lamb_index(setting)).bits(indices)
@@ -263,6 +298,8 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
 
     def _digest(self, model_fingerprint):
         """Its first 8 bytes are the fingerprint in .vbq files, so this computation must never change."""
+        if self.gains is not None:  # which hold the identity without gains
+            return self.gains.identity(model_fingerprint)
         digest = hashlib.sha256(f"{model_fingerprint} {self.index_counts.shape}".encode())
 
         def update(x, dtype):

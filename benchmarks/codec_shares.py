@@ -79,7 +79,7 @@ def decompress(codec, data):
     shape = codec.latent_shape(header.height, header.width)
     indices = clock("range coder", coder.decode, stream, *shape[:2])
     z_hat = clock("dequantizing", codebook.dequantize, indices)
-    x_hat = clock("network", codec.run.decode, z_hat[None], header.height, header.width)[0]
+    x_hat = clock("network", codec.run.decode, z_hat[None], header.height, header.width, codebook.gains)[0]
     return clock, clock("pixels", to_uint8, x_hat)
 
 

@@ -64,9 +64,10 @@ def compare(image, encoder, targets):
 
 def describe(runname, quantizer):
     """Says what is compared: a line of text."""
-    fit = f"{quantizer.passes} passes{', contexts' if quantizer.contexts else ''}"
     jpeg, webp = features.version("libjpeg_turbo"), features.version("webp")
-    return f"{runname}, {fit}; Pillow {Image.__version__}, libjpeg-turbo {jpeg}, WebP {webp}"
+    return (
+        f"{runname}, {quantizer.description}; Pillow {Image.__version__}, libjpeg-turbo {jpeg}, WebP {webp}"
+    )
 
 
 def table_line(target, bpp):

@@ -80,8 +80,7 @@ class Vbq:
 
         self._codec = codec_of(load_run(checkpoint_dir, runname))
         self._encoder = lambda image: Encoder(self._codec, image, joint_steps)
-        quantizer = self._codec.quantizer
-        fit = f"{quantizer.passes} passes{', contexts' if quantizer.contexts else ''}"
+        fit = self._codec.quantizer.description
         self.version = f"fit of {fit}; TensorFlow {importlib.metadata.version('tensorflow')}"
         self.threads = _cores()
 

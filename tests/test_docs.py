@@ -214,6 +214,8 @@ def of_label(label):
     curves = make_results.load_curves()
     if "joint" in label:
         return curves["VBQ, joint"]
+    if "gains" in label:
+        return curves["VBQ, gains"]
     if "contexts" in label:
         return curves["VBQ, contexts"]
     if "20 passes" in label or "refined" in label:
@@ -242,7 +244,7 @@ def test_tables_at_equal_rate(page, start):
 
 
 def test_table_of_lambdas():
-    curve = make_results.load_curves()["VBQ, contexts"]
+    curve = make_results.load_curves()["VBQ, gains"]
     heading = next(line for line in read("README.md").splitlines() if line.startswith("| `--lamb` | 0.25"))
     lambs = [float(cell.split()[0]) for cell in heading.strip("|").split("|")[1:]]
     at = np.searchsorted(curve["settings"], lambs)

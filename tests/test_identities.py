@@ -9,6 +9,7 @@ from conftest import ROOT, SHIPPED_RUN
 
 from quantizers import ChannelwisePriorCDFQuantizer, KmeansQuantizer, UniformQuantizer
 from vbq.contexts import Contexts
+from vbq.gains import DecoderGains
 from vbq.latents import PriorFit
 from vbq.priors import DeepFactorizedPrior
 
@@ -68,21 +69,26 @@ def test_different_quantizers_of_the_same_arrays_have_different_identities():
 
 
 @pytest.mark.parametrize(
-    "name, fingerprint",
+    "kind, name, fingerprint",
     [
-        ("", "b7f32569e8c36eac"),
-        ("-passes=20", "ad0581c720442196"),
-        ("-passes=20-contexts", "28089767e99e1f37"),
-        ("-passes=20-contexts-fit=df9e9aa375ad0826", "df9e9aa375ad0826"),
+        (ChannelwisePriorCDFQuantizer, "", "b7f32569e8c36eac"),
+        (ChannelwisePriorCDFQuantizer, "-passes=20", "ad0581c720442196"),
+        (ChannelwisePriorCDFQuantizer, "-passes=20-contexts", "28089767e99e1f37"),
+        (ChannelwisePriorCDFQuantizer, "-passes=20-contexts-fit=df9e9aa375ad0826", "df9e9aa375ad0826"),
+        (DecoderGains, "-passes=20-contexts", "a96a65575bea688c"),
     ],
 )
-def test_the_fingerprints_of_the_shipped_fits_are_pinned(name, fingerprint):
+def test_the_fingerprints_of_the_shipped_fits_are_pinned(kind, name, fingerprint):
     """They stand in the .vbq files that these fits have written."""
-    path = os.path.join(
-        ROOT, "checkpoints", SHIPPED_RUN, f"ChannelwisePriorCDFQuantizer-max_bits=10{name}.npz"
-    )
-    fit = ChannelwisePriorCDFQuantizer.load(path)
-    assert fit.identity()[:16] == fingerprint
+    path = os.path.join(ROOT, "checkpoints", SHIPPED_RUN, f"{kind.__name__}-max_bits=10{name}.npz")
+    assert kind.load(path).identity()[:16] == fingerprint
+
+
+def test_the_identity_of_gains_changes_with_every_part_of_them():
+    arrays = {"base": "ab", "lambs": [1.0], "scales": np.ones((1, 3)), "offsets": np.zeros((1, 3))}
+    changes = {"base": "ac"}, {"lambs": [2.0]}, {"scales": np.full((1, 3), 2)}, {"offsets": np.ones((1, 3))}
+    found = {DecoderGains(**arrays | change).identity("abc") for change in ({}, *changes)}
+    assert len(found | {DecoderGains(**arrays).identity("abd")}) == 6
 
 
 def test_the_identity_of_a_prior_changes_with_every_part_of_it():

@@ -33,10 +33,10 @@ def quantizers():
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The run that ships and its quantizer with contexts."""
+    """The run that ships and its best quantizer."""
     run = load_run(CHECKPOINTS, SHIPPED_RUN)
     quantizer = codec.codec_of(run).quantizer
-    assert quantizer.contexts is not None
+    assert quantizer.description == "20 passes, contexts, gains"
     return run, quantizer
 
 
@@ -50,7 +50,7 @@ def costs_of(quantizer, run, image, lamb_index, all_steps):
     costs = []
     for steps in all_steps:
         indices = quantizer.encode(posterior, lamb, steps)
-        distortion, _ = posterior.likelihood(quantizer.decode(indices, lamb))
+        distortion, _ = posterior.likelihood(quantizer.decode(indices, lamb), quantizer.decoder_gains(lamb))
         costs.append(distortion + lamb * quantizer.bits(indices, lamb).sum(dtype=np.float64))
     return costs
 
@@ -70,7 +70,7 @@ def test_without_steps_the_likelihood_is_not_asked(run, quantizers, china):
 def test_steps_lower_the_cost(shipped, china, lamb_index):
     run, quantizer = shipped
     costs = costs_of(quantizer, run, china[20:116, :150], lamb_index, (0, 1, 4, 8))
-    assert all(after < before for before, after in zip(costs, costs[1:])) and costs[-1] < 0.98 * costs[0]
+    assert all(after < before for before, after in zip(costs, costs[1:])) and costs[-1] < 0.985 * costs[0]
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_a_position_that_overshoots_takes_smaller_steps(monkeypatch):
 
 @pytest.mark.slow
 def test_files_with_contexts_and_steps(shipped, capsys, tmp_path, china):
-    """The codec takes the quantizer with contexts; steps gain quality and hardly take more bits."""
+    """The codec takes the best quantizer; steps gain quality and hardly take more bits."""
     run, _ = shipped
     source, file, back = (str(tmp_path / name) for name in ("china.png", "china.vbq", "back.png"))
     Image.fromarray(china[20:116, :150]).save(source)

@@ -248,6 +248,31 @@ def test_contexts_and_joint_steps_stand_beside_them(evaluated_copy, validation):
         np.testing.assert_array_equal(x, joint[key])
 
 
+def test_gains_stand_beside_them(evaluated_copy, validation, capsys):
+    """Same bits, other pictures; results of their own; the baselines have none."""
+    checkpoints, run = evaluated_copy
+    before, argv = contents(run), [checkpoints, GOLDEN_RUN, validation, TEST_IMAGES, *SMALL]
+    assert post_process.main([*argv, "--gains"]) == 0
+    assert "VBQ (gains)" in capsys.readouterr().out
+    name = SMALL_NAMES[0]
+    gains = name.replace("ChannelwisePriorCDFQuantizer", "DecoderGains")
+    new = {gains + ".npz", f"{name}-gains-compression_results.npz"}
+    after = contents(run)
+    assert new == set(after) - set(before)
+    plain, others = results(run, name), results(run, name + "-gains")
+    assert str(others["quantizer_path"]) == gains + ".npz" and others["fit"] != plain["fit"]
+    np.testing.assert_array_equal(others["BPP"], plain["BPP"])
+    assert (others["MSE (RGB)"] != plain["MSE (RGB)"]).all()  # 12 crops do not make them better
+
+    argv[2] = "-"  # the same once more, from the saved fits
+    assert post_process.main([*argv, "--gains"]) == 0
+    assert f"saved fits {name}, {gains}" in capsys.readouterr().err
+    assert contents(run) == after
+    assert f"there is no {name}-passes=3.npz" in fails(capsys, *argv, "--gains", "--passes", "3")
+    os.remove(os.path.join(run, gains + ".npz"))
+    assert f"there is no {gains}.npz" in fails(capsys, *argv, "--gains")
+
+
 def test_shards_merge_to_the_same_files(evaluated, evaluated_copy, capsys):
     checkpoints, run = evaluated_copy
     argv = [checkpoints, GOLDEN_RUN, "-", TEST_IMAGES, *SMALL]

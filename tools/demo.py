@@ -46,7 +46,7 @@ python codec.py compress checkpoints $RUN demo/test/flower.png demo/flower.vbq -
 python codec.py decompress checkpoints $RUN demo/flower.vbq demo/flower.png
 
 # Evaluate the model that ships.
-python post_process.py checkpoints $RUN - 'demo/test/*.png' --passes 20 --contexts --out demo/results
+python post_process.py checkpoints $RUN - 'demo/test/*.png' --passes 20 --contexts --gains --out demo/results
 
 # Train a model, for ten minutes or longer.
 python bls2017_vae.py --verbose --checkpoint_dir demo/checkpoints --train_glob 'demo/train/*.png' \\

@@ -25,7 +25,7 @@ from vbq import plots, tiling
 from vbq.bd_rates import QUALITIES, bd_quality, bd_rate, increasing
 from vbq.command import Parser, UserError, run_main
 from vbq.files import atomic_write, find_images, load_npz
-from vbq.fits import DEFAULT_LEVELS, FitStore
+from vbq.fits import DEFAULT_LEVELS
 from vbq.images import center_crop, read_image
 from vbq.metrics import ImageMetrics
 from vbq.results import results_path
@@ -41,7 +41,8 @@ VARIANTS = {  # arguments of post_process.py
     "VBQ": [],
     "VBQ, refined": ["--passes", "20"],
     "VBQ, contexts": ["--passes", "20", "--contexts"],
-    "VBQ, joint": ["--passes", "20", "--contexts", "--joint_steps", "8"],
+    "VBQ, gains": ["--passes", "20", "--contexts", "--gains"],
+    "VBQ, joint": ["--passes", "20", "--contexts", "--gains", "--joint_steps", "8"],
 }
 PAPER, BEST = "VBQ", "VBQ, joint"
 PICTURE, PICTURE_LAMBS = "kodim23.png", (1.0, 4.0, 8.0)
@@ -215,17 +216,14 @@ def pictures(image):
     """
     run = load_run(CHECKPOINTS, RUN)
     options, joint_steps = options_of(BEST)
-    found, reasons = FitStore(run.path, run.fingerprint).find(QUANTIZERS[0], options)
-    if not found:
-        raise UserError(f"{run.path}: there is no fit for {BEST}: {'; '.join(reasons)}")
-    quantizer = found.quantizer
+    quantizer = post_process.fit_or_load(run, None, options)[0].quantizer
     posterior = Posterior(*tiling.encode(run, image), tiling.likelihood(run, image))
     jpegs = evaluate_compression_jpg(image, range(1, 96))
     for lamb in PICTURE_LAMBS:
         indices = quantizer.encode(posterior, lamb, joint_steps)
         bpp = quantizer.bits(indices, lamb).sum() / image[..., 0].size
         decode = functools.partial(quantizer.decode, setting=lamb)
-        x_hat = tiling.decode(run, decode, indices, *image.shape[:2])
+        x_hat = tiling.decode(run, decode, indices, *image.shape[:2], quantizer.decoder_gains(lamb))
         quality = int(np.abs(jpegs["BPP"] - bpp).argmin()) + 1
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)

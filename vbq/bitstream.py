@@ -6,7 +6,7 @@ stream goes channel by channel; with contexts it follows `ContextCoder`.
     bytes  type     field
         3           "VBQ"
         1  uint8    version of the format, 1
-        8           fingerprint: start of the fit's identity (weights, code points, counts, contexts)
+        8           fingerprint: start of the fit's identity (weights, code points, counts, contexts, gains)
         4  uint32   width, pixels
         4  uint32   height, pixels
         1  uint8    which lambda of the fit, from 0: its counts and code points were used

@@ -21,9 +21,10 @@ class Codebook:
       points: float32 [C, K], the values of the code points.
       lengths: float32 [C, K], code lengths in bits, by which the rate is counted where there are no contexts.
       contexts: contexts.ContextModel, or None.
+      gains: inference.Gains of the decoder, or None.
     """
 
-    def __init__(self, order, points, lengths, choice_lengths, contexts=None):
+    def __init__(self, order, points, lengths, choice_lengths, contexts=None, gains=None):
         """Takes the tables.
 
         Args:
@@ -31,10 +32,10 @@ class Codebook:
           points: float32 [C, K], their values; `order` itself if none has moved.
           lengths: float32 [C, K], see the class.
           choice_lengths: float32 [C, K], code lengths in bits by which code points are chosen.
-          contexts: contexts.ContextModel, or None.
+          contexts, gains: see the class.
         """
         self._order, self.points, self.lengths, self._choice_lengths = order, points, lengths, choice_lengths
-        self.contexts = contexts
+        self.contexts, self.gains = contexts, gains
 
     @functools.cached_property
     def trees(self):
@@ -43,7 +44,7 @@ class Codebook:
 
     def with_contexts(self, contexts):
         """The same codebook with other contexts; the trees are shared."""
-        other = Codebook(self._order, self.points, self.lengths, self._choice_lengths, contexts)
+        other = Codebook(self._order, self.points, self.lengths, self._choice_lengths, contexts, self.gains)
         other.trees = self.trees
         return other
 
@@ -59,7 +60,12 @@ class Codebook:
           int32 [h, w, C], indices of code points.
         """
         indices = self.choose(posterior.mean, posterior.std, lamb)
-        return joint.refine(self, indices, posterior, lamb, joint_steps) if joint_steps else indices
+        if not joint_steps:
+            return indices
+        if self.gains is not None:
+            likelihood = functools.partial(posterior.likelihood, gains=self.gains)
+            posterior = posterior._replace(likelihood=likelihood)
+        return joint.refine(self, indices, posterior, lamb, joint_steps)
 
     def choose(self, mean, std, lamb):
         """Finds the code points that minimize (z - mean)^2 / (2 std^2) + lamb * length.

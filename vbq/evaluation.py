@@ -119,7 +119,11 @@ class ImageEvaluation:
         if self.bitstream and quantizer.writes_files:
             rates[FILE_KEY] = quantizer.file_bits(indices, setting) / pixels
         x_hat = tiling.decode(
-            self.run, lambda some: quantizer.decode(some, setting), indices, *self.image.shape[:2]
+            self.run,
+            lambda some: quantizer.decode(some, setting),
+            indices,
+            *self.image.shape[:2],
+            quantizer.decoder_gains(setting),
         )
         return rates, x_hat
 

@@ -33,6 +33,14 @@ class FitOptions:
     passes: int = 2
     contexts: bool = False
     seed: int = 0
+    gains: bool = False
+    base: str = ""  # identity of the fit that gains are to belong to
+
+    @property
+    def name_of_vbq(self):
+        """What follows the class in the names of files that belong to a fit of VBQ."""
+        refined = f"-passes={self.passes}" if self.passes > 2 else ""
+        return f"-max_bits={self.max_bits}{refined}" + "-contexts" * self.contexts
 
 
 class SavedFit:

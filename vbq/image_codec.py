@@ -69,8 +69,8 @@ class Codec:
         Returns:
           uint8 image [height, width, 3].
         """
-        dequantize = self.quantizer.codebook(lamb_index).dequantize
-        return tiling.decode(self.run, dequantize, indices, height, width)
+        codebook = self.quantizer.codebook(lamb_index)
+        return tiling.decode(self.run, codebook.dequantize, indices, height, width, codebook.gains)
 
     def read(self, data):
         """Decodes a file up to the code points.

@@ -5,6 +5,8 @@ take over a second to import and to set up. Here the same functions are computed
 weights alone.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -18,11 +20,22 @@ LEAST = {"beta": 1e-6, "gamma": 0.0}
 GDN_NAMES = {"sequential": "gdn", "sequential_1": "igdn"}  # by the prefix of analysis and synthesis
 
 
+class Gains(NamedTuple):
+    """An affine map of each channel that enters a layer of the synthesis transform, layer after layer.
+
+    Each is float32 [D], D the sum of `Transforms.synthesis_widths`.
+    """
+
+    scales: np.ndarray
+    offsets: np.ndarray  # added after the scales
+
+
 class Transforms:
     """The analysis and synthesis transforms of a `transforms.VAE`, with constant weights.
 
     Attributes:
       config: ModelConfig.
+      synthesis_widths: list of int, the channels that enter each layer of the synthesis transform.
     """
 
     def __init__(self, config, weights):
@@ -44,6 +57,7 @@ class Transforms:
             [self._layer(prefix, i, *sizes) for i, sizes in enumerate(layers)]
             for prefix, layers in layer_sizes(config).items()
         )
+        self.synthesis_widths = [channels_in for _, _, channels_in, _ in layer_sizes(config)["sequential_1"]]
 
     def _layer(self, prefix, i, size, stride, channels_in, channels_out):
         """The constants of a layer: kernel, bias, stride, and beta and gamma. None where it has none."""
@@ -68,16 +82,31 @@ class Transforms:
             x = normalize(x, *gdn, inverse=False) if gdn else x
         return tf.split(x, 2, axis=-1)
 
-    def synthesis(self, z):
-        """Maps latents to images, see `VAE.synthesis`."""
+    def synthesis(self, z, gains=None, inputs=None):
+        """Maps latents to images, see `VAE.synthesis`.
+
+        Args:
+          z: float32 [B, h, w, C].
+          gains: Gains, or None.
+          inputs: list, to which what enters each layer is appended; or None.
+
+        Returns:
+          float32 [B, h * stride, w * stride, 3].
+        """
+        by_layer = zip(*(tf.split(x, self.synthesis_widths) for x in gains)) if gains else None
         for kernel, bias, stride, gdn in self._synthesis:
+            if by_layer:
+                scale, offset = next(by_layer)
+                z = tf.nn.bias_add(z * scale, offset)
+            if inputs is not None:
+                inputs.append(z)
             z = tf.nn.bias_add(convolve_up(z, tf.transpose(kernel, [0, 1, 3, 2]), stride), bias)
             z = normalize(z, *gdn, inverse=True) if gdn else z
         return z
 
-    def likelihood_gradient(self, z, x):
+    def likelihood_gradient(self, z, x, gains=None):
         """See `likelihood_gradient`."""
-        return likelihood_gradient(self, z, x)
+        return likelihood_gradient(lambda z: self.synthesis(z, gains), self.config, z, x)
 
 
 def layer_sizes(config):
@@ -121,11 +150,12 @@ def check_shapes(shapes, weights):
         raise ValueError("; ".join(misfits[:2]) + more)
 
 
-def likelihood_gradient(model, z, x):
+def likelihood_gradient(synthesis, config, z, x):
     """Decodes latents and computes how the likelihood of images depends on them.
 
     Args:
-      model: Transforms or VAE.
+      synthesis: function from latents to images.
+      config: ModelConfig.
       z: float32 [B, h, w, C].
       x: float32 [B, H, W, 3] in [0, 1]; h and w are H / stride and W / stride, rounded up.
 
@@ -135,9 +165,9 @@ def likelihood_gradient(model, z, x):
     """
     with tf.GradientTape() as tape:
         tape.watch(z)
-        x_hat = model.synthesis(z)[:, : tf.shape(x)[1], : tf.shape(x)[2]]
+        x_hat = synthesis(z)[:, : tf.shape(x)[1], : tf.shape(x)[2]]
         squared_error = tf.reduce_sum(tf.math.squared_difference(x, x_hat))
-        distortion = squared_error / (2 * model.config.likelihood_variance)
+        distortion = squared_error / (2 * config.likelihood_variance)
     return x_hat, tape.gradient(distortion, z)
 
 

@@ -27,6 +27,7 @@ class Quantizer(SavedFit):
 
     label = ""
     writes_files = False
+    takes_gains = False  # whether it has a method `with_gains`, see `ChannelwisePriorCDFQuantizer`
 
     @classmethod
     def result_name(cls, options, joint_steps):
@@ -60,6 +61,10 @@ class Quantizer(SavedFit):
     def decode(self, indices, setting):
         """The latents, float32 [..., C], of int indices [..., C] that were encoded with a setting."""
         raise NotImplementedError
+
+    def decoder_gains(self, setting):
+        """The `inference.Gains` of the decoder at a setting, or None: the decoder as it was trained."""
+        return None
 
     def bits(self, indices, setting):
         """Bits spent on every latent, float [..., C], of int indices: the rate that is reported (BPP)."""

@@ -75,6 +75,7 @@ class Run:
       args: dict, its `args.json`: the flags of its training, those that the latest start had.
       step: int, how many steps it was trained.
       model: vbq.inference.Transforms; or vbq.transforms.VAE, where the prior was learned.
+      transforms: vbq.inference.Transforms, with the same weights as the model.
       config: ModelConfig, that of the model.
       num_channels: int, latent channels.
       stride: int, pixels per latent in each direction.
@@ -88,7 +89,7 @@ class Run:
         """Takes the weights of a model: later changes have no effect. Args: see the attributes."""
         import tensorflow as tf
 
-        from vbq.inference import Transforms
+        from vbq.inference import Gains, Transforms
 
         self.path, self.args, self.step, self.model = path, args, step, model
         self.name = os.path.basename(os.path.normpath(path))
@@ -98,7 +99,7 @@ class Run:
         self.likelihood_variance = self.config.likelihood_variance
         self.fingerprint = _fingerprint(model.named_weights())
         tf.get_logger().addFilter(_is_no_retracing)
-        transforms = (
+        self.transforms = transforms = (
             model if isinstance(model, Transforms) else Transforms(self.config, model.named_weights())
         )
         any_size = [tf.TensorSpec([None, None, None, channels]) for channels in (3, self.num_channels)]
@@ -108,8 +109,15 @@ class Run:
             return tf.function(method, signature, autograph=False)
 
         self._analysis = function(transforms.analysis, any_size[:1])
-        self._synthesis = function(transforms.synthesis, any_size[1:])
-        self._likelihood_gradient = function(transforms.likelihood_gradient, any_size[::-1])
+        of_gains = Gains(*[tf.TensorSpec([sum(transforms.synthesis_widths)])] * 2)
+        self._synthesis, self._likelihood_gradient = (
+            # By the number of gains: without any, there is nothing to multiply.
+            [function(method, signature), function(method, [*signature, of_gains])]
+            for method, signature in (
+                (transforms.synthesis, any_size[1:]),
+                (transforms.likelihood_gradient, any_size[::-1]),
+            )
+        )
 
     def encode(self, images):
         """Maps images to the parameters of the posterior of their latents.
@@ -129,38 +137,42 @@ class Run:
         ]
         return tuple(np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))
 
-    def decode(self, z, height=None, width=None):
+    def decode(self, z, height=None, width=None, gains=None):
         """Maps latents to images.
 
         Args:
           z: float [B, h, w, C].
           height, width: int, sides to crop the images to, pixels; None leaves all.
+          gains: inference.Gains of the decoder, or None.
 
         Returns:
           float32 [B, height, width, 3], neither clipped nor rounded.
         """
-        z = np.asarray(z, np.float32)
+        z, of_gains = np.asarray(z, np.float32), [] if gains is None else [gains]
+        synthesis = self._synthesis[len(of_gains)]
         return np.concatenate(
             [
-                self._synthesis(z[some]).numpy()[:, :height, :width]
+                synthesis(z[some], *of_gains).numpy()[:, :height, :width]
                 for some in _batches(len(z), self._pixels_of(z))
             ]
         )
 
-    def likelihood_gradient(self, z, images):
+    def likelihood_gradient(self, z, images, gains=None):
         """Decodes latents and computes how the likelihood of images depends on them.
 
         Args:
           z: float [B, h, w, C].
           images: [B, H, W, 3], uint8, or float in [0, 1], that `encode` would map to latents of this shape.
+          gains: inference.Gains of the decoder, or None.
 
         Returns:
           float32 [B, H, W, 3], what `decode` returns; and float32 [B, h, w, C], the gradient of -log p(x |
           z), in nats, with respect to z.
         """
-        z = np.asarray(z, np.float32)
+        z, of_gains = np.asarray(z, np.float32), [] if gains is None else [gains]
+        gradient = self._likelihood_gradient[len(of_gains)]
         parts = [
-            self._likelihood_gradient(z[some], _intensities(images[some]))
+            gradient(z[some], _intensities(images[some]), *of_gains)
             for some in _batches(len(z), self._pixels_of(z))
         ]
         return tuple(np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))

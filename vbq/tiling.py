@@ -33,7 +33,7 @@ def encode(run, image):
     return mean, np.exp(std, out=std)
 
 
-def decode(run, dequantize, indices, height, width):
+def decode(run, dequantize, indices, height, width, gains=None):
     """Applies the synthesis transform.
 
     Args:
@@ -41,13 +41,14 @@ def decode(run, dequantize, indices, height, width):
       dequantize: function from indices to latents; it is applied tile by tile.
       indices: int [h, w, C].
       height, width: int, pixels.
+      gains: inference.Gains of the decoder, or None.
 
     Returns:
       uint8 [height, width, 3].
     """
     image = np.empty((height, width, 3), np.uint8)
     for tile, padded, inside in tiles(run, *indices.shape[:2]):
-        x_hat = run.decode(dequantize(indices[padded])[None])[0][pixels(inside, run.stride)]
+        x_hat = run.decode(dequantize(indices[padded])[None], gains=gains)[0][pixels(inside, run.stride)]
         here = image[pixels(tile, run.stride)]
         here[:] = to_uint8(x_hat[: here.shape[0], : here.shape[1]])
     return image
@@ -61,16 +62,17 @@ def likelihood(run, image):
       image: uint8 [H, W, 3].
 
     Returns:
-      Function of latents z, float32 [h, w, C]. It returns -log p(x | z) up to a constant, a float in nats,
-      and its gradient by z, float32 [h, w, C]. The former is the squared error divided by twice the variance
-      of the likelihood.
+      Function of latents z, float32 [h, w, C], and of the decoder's `inference.Gains`, None by default. It
+      returns -log p(x | z) up to a constant, a float in nats, and its gradient by z, float32 [h, w, C]. The
+      former is the squared error divided by twice the variance of the likelihood.
     """
 
-    def error_and_gradient(z):
+    def error_and_gradient(z, gains=None):
         error, gradient = 0.0, np.empty_like(z)
         # A latent reaches pixels one margin away, and these depend on latents another margin away.
         for tile, padded, inside in tiles(run, *z.shape[:2], margins=2):
-            x_hat, slope = run.likelihood_gradient(z[padded][None], image[pixels(padded, run.stride)][None])
+            here = image[pixels(padded, run.stride)]
+            x_hat, slope = run.likelihood_gradient(z[padded][None], here[None], gains)
             gradient[tile] = slope[0][inside]
             here = image[pixels(tile, run.stride)] / np.float32(255)
             here -= x_hat[0][pixels(inside, run.stride)][: here.shape[0], : here.shape[1]]

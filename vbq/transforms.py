@@ -69,7 +69,7 @@ class VAE(tf.Module):
 
     def likelihood_gradient(self, z, x):
         """See `inference.likelihood_gradient`."""
-        return likelihood_gradient(self, z, x)
+        return likelihood_gradient(self.synthesis, self.config, z, x)
 
     def loss(self, x, noise):
         """Computes the negative evidence lower bound at one reparameterized sample.
