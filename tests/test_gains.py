@@ -98,6 +98,21 @@ def test_damaged_gains_are_told(fitted, tmp_path, changes):
     assert "not a saved DecoderGains" in fails(DecoderGains.load, str(path))
 
 
+def test_gains_of_another_decoder_are_skipped(tmp_path, china):
+    run = make_run(tmp_path)
+    quantizer = codec.codec_of(run).quantizer
+    ones = np.ones((len(quantizer.lambs), 23))
+    provenance = {"model_fingerprint": run.fingerprint}
+    wrong = DecoderGains(quantizer.identity(), quantizer.lambs, ones, ones, provenance)
+    wrong.save(os.path.join(run.path, NAME + ".npz"))
+    assert codec.codec_of(run).quantizer.gains is None
+    assert codec.decompress(codec.compress(china, run), run).shape == china.shape
+    the_codec = Codec(run, quantizer)
+    the_codec.fingerprint = bytes.fromhex(wrong.identity())[:8]
+    data = Encoder(the_codec, china).compress(1.0).data
+    assert "its gains are of 23 channels" in fails(codec.codec_of, run, data)
+
+
 def test_files_are_read_with_the_gains_that_they_were_written_with(fitted, china):
     run, quantizer, gains = fitted
     plain = Encoder(Codec(run, quantizer), china).compress(2.0)

@@ -20,10 +20,7 @@ from vbq.fits import Fit, SavedFit, missing_settings
 from vbq.inference import Gains
 
 PIXELS = 2**18  # of the images in a step
-FIRST_STEPS, STEPS = (
-    150,
-    50,
-)  # at the first lambda, and at each of the others, which start from the one before
+FIRST_STEPS, STEPS = 150, 50  # at the first lambda, and at the others, each from the gains before
 LEARNING_RATE = 1e-2  # constant for the first half of the steps, then falling to zero
 
 
@@ -45,13 +42,9 @@ class DecoderGains(SavedFit):
         super().__init__(provenance)
         self.base, self.lambs = str(base), np.asarray(lambs, np.float64)
         self.scales, self.offsets = np.asarray(scales, np.float32), np.asarray(offsets, np.float32)
-        if self.scales.ndim != 2 or not self.scales.shape == self.offsets.shape == (
-            len(self.lambs),
-            self.scales.shape[1],
-        ):
-            raise ValueError(
-                f"scales {self.scales.shape} and offsets {self.offsets.shape} of {len(self.lambs)} lambdas"
-            )
+        shapes = self.scales.shape, self.offsets.shape
+        if shapes[0] != shapes[1] or self.scales.ndim != 2 or len(self.scales) != len(self.lambs):
+            raise ValueError(f"scales and offsets have shapes {shapes} for {len(self.lambs)} lambdas")
         if not (np.isfinite(self.scales).all() and np.isfinite(self.offsets).all()):
             raise ValueError("scales or offsets are not finite")
 
@@ -95,6 +88,11 @@ class DecoderGains(SavedFit):
     def unmet(self, options):
         differs = [] if self.base == options.base else ["the fit that its gains belong to"]
         return differs + missing_settings("lambs", self.lambs, options.lambs)
+
+    @property
+    def width(self):
+        """D, int."""
+        return self.scales.shape[1]
 
     def at(self, lamb_index):
         """The `inference.Gains` of a lambda."""

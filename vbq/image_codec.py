@@ -40,7 +40,7 @@ class Codec:
         """Takes a run and a fit of its weights.
 
         Raises:
-          UserError: the fit has another number of channels than the model, or too many lambdas.
+          UserError: the fit or its gains have other numbers of channels than the model, or too many lambdas.
         """
         self.run, self.quantizer = run, quantizer
         lambs, channels, _ = quantizer.index_counts.shape
@@ -50,6 +50,8 @@ class Codec:
                 f"{run.num_channels} channels, and a file can name at most {MOST_LAMBDAS} lambdas; "
                 "fit again with post_process.py"
             )
+        if quantizer.gains and quantizer.gains.width != sum(run.transforms.synthesis_widths):
+            raise UserError(f"its gains are of {quantizer.gains.width} channels of another decoder")
         self.fingerprint = bytes.fromhex(quantizer.identity(run.fingerprint))[:8]
 
     def latent_shape(self, height, width):
