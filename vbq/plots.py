@@ -14,8 +14,8 @@ PUBLISHED = {
 }
 COLUMNS = "BPP", "PSNR (RGB)", "MS-SSIM (RGB)", "MS-SSIM (RGB) (dB)"
 # Of curves: colours that can be told apart, also by the colour-blind (Okabe and Ito), and their markers.
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-MARKERS = "osD^vP"
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a3d9a"
+MARKERS = "osD^vPX*"
 MOST_LEGEND_CHARACTERS = 150  # in a line of the legend
 # Of references: grey tones and dashes.
 REFERENCE_STYLES = (("black", "-"), ("0.45", "--"), ("0.45", ":"), ("0.65", "-."))
