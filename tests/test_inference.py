@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import GOLDEN, GOLDEN_RUN, ROOT
 
 from vbq.config import ModelConfig
-from vbq.inference import Gains, Transforms, weight_shapes
+from vbq.inference import Transforms, weight_shapes
 from vbq.transforms import VAE
 
 CONFIG = ModelConfig(num_filters=(6, 18, 5), filter_dims=(9, 5, 3), sampling_rates=(4, 2, 1))
@@ -51,14 +51,14 @@ def test_gains_are_an_affine_map_of_what_enters_a_layer(model):
     transforms, random = Transforms(CONFIG, model.named_weights()), np.random.default_rng(2)
     assert transforms.synthesis_widths == [5, 18, 6]
     z = tf.constant(random.normal(size=(2, 4, 5, 5)).astype(np.float32))
-    neutral = Gains(np.ones(29, np.float32), np.zeros(29, np.float32))
+    neutral = np.ones(29, np.float32), np.zeros(29, np.float32)
     np.testing.assert_array_equal(transforms.synthesis(z, neutral), transforms.synthesis(z))
     scales, offsets = random.uniform(0.5, 2, 29).astype(np.float32), random.normal(size=29).astype(np.float32)
 
     def inputs_with(channels):
         """What enters each layer, with the gains of the first channels only."""
         inputs, first = [], np.arange(29) < channels
-        transforms.synthesis(z, Gains(np.where(first, scales, 1), np.where(first, offsets, 0)), inputs)
+        transforms.synthesis(z, (np.where(first, scales, 1), np.where(first, offsets, 0)), inputs)
         return inputs
 
     for layer, (start, end) in enumerate([(0, 5), (5, 23), (23, 29)]):
@@ -70,7 +70,7 @@ def test_the_gradient_with_gains_is_that_of_what_is_decoded(model):
     transforms, random = Transforms(CONFIG, model.named_weights()), np.random.default_rng(3)
     z = random.normal(size=(1, 4, 5, 5)).astype(np.float32)
     x = tf.constant(random.random((1, 32, 40, 3), np.float32))
-    gains = Gains(*random.uniform(0.5, 1.5, (2, 29)).astype(np.float32))
+    gains = tuple(random.uniform(0.5, 1.5, (2, 29)).astype(np.float32))
     x_hat, gradient = transforms.likelihood_gradient(tf.constant(z), x, gains)
     np.testing.assert_array_equal(x_hat, transforms.synthesis(tf.constant(z), gains))
 

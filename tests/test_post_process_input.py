@@ -148,7 +148,7 @@ def test_images_that_are_changed_when_they_are_read_are_noted(tmp_path, china, c
 @pytest.mark.parametrize(
     "script, argv, flags",
     [
-        ("post_process", [], 14),
+        ("post_process", [], 15),
         ("make_results", [], 2),
         ("make_crops", [], 3),
         ("reference_stats", ["jpeg"], 1),

@@ -21,7 +21,7 @@ class Codebook:
       points: float32 [C, K], the values of the code points.
       lengths: float32 [C, K], code lengths in bits, by which the rate is counted where there are no contexts.
       contexts: contexts.ContextModel, or None.
-      gains: inference.Gains of the decoder, or None.
+      gains: gains.Gains of the decoder, or None.
     """
 
     def __init__(self, order, points, lengths, choice_lengths, contexts=None, gains=None):

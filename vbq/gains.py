@@ -13,15 +13,26 @@ Axis letters: N images, h, w latent positions, C channels, L lambdas, D channels
 decoder, one layer after the other.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from vbq.command import progress
 from vbq.fits import Fit, SavedFit, missing_settings
-from vbq.inference import Gains
 
 PIXELS = 2**18  # of the images in a step
 FIRST_STEPS, STEPS = 150, 50  # at the first lambda, and at the others, each from the gains before
 LEARNING_RATE = 1e-2  # constant for the first half of the steps, then falling to zero
+
+
+class Gains(NamedTuple):
+    """The gains of one lambda: an affine map of each channel that enters a layer, layer after layer.
+
+    Each is float32 [D], where D is the sum of `inference.Transforms.synthesis_widths`.
+    """
+
+    scales: np.ndarray
+    offsets: np.ndarray  # added after the scales
 
 
 class DecoderGains(SavedFit):
@@ -30,7 +41,7 @@ class DecoderGains(SavedFit):
     Attributes:
       base: str, identity of the quantizer that they belong to.
       lambs: float64 [L], its lambdas.
-      scales, offsets: float32 [L, D], see `inference.Gains`.
+      scales, offsets: float32 [L, D], see `Gains`.
     """
 
     def __init__(self, base, lambs, scales, offsets, provenance=None):
@@ -95,7 +106,7 @@ class DecoderGains(SavedFit):
         return self.scales.shape[1]
 
     def at(self, lamb_index):
-        """The `inference.Gains` of a lambda."""
+        """The `Gains` of a lambda."""
         return Gains(self.scales[lamb_index], self.offsets[lamb_index])
 
     def arrays(self):

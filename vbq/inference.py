@@ -5,8 +5,6 @@ take over a second to import and to set up. Here the same functions are computed
 weights alone.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow as tf
 
@@ -18,16 +16,6 @@ OFFSET = 2.0**-18
 LEAST = {"beta": 1e-6, "gamma": 0.0}
 
 GDN_NAMES = {"sequential": "gdn", "sequential_1": "igdn"}  # by the prefix of analysis and synthesis
-
-
-class Gains(NamedTuple):
-    """An affine map of each channel that enters a layer of the synthesis transform, layer after layer.
-
-    Each is float32 [D], D the sum of `Transforms.synthesis_widths`.
-    """
-
-    scales: np.ndarray
-    offsets: np.ndarray  # added after the scales
 
 
 class Transforms:
@@ -87,7 +75,7 @@ class Transforms:
 
         Args:
           z: float32 [B, h, w, C].
-          gains: Gains, or None.
+          gains: two float32 arrays [D], see `gains.Gains`, or None.
           inputs: list, to which what enters each layer is appended; or None.
 
         Returns:

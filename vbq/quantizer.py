@@ -63,7 +63,7 @@ class Quantizer(SavedFit):
         raise NotImplementedError
 
     def decoder_gains(self, setting):
-        """The `inference.Gains` of the decoder at a setting, or None: the decoder as it was trained."""
+        """The `gains.Gains` of the decoder at a setting, or None: the decoder as it was trained."""
         return None
 
     def bits(self, indices, setting):

@@ -89,7 +89,7 @@ class Run:
         """Takes the weights of a model: later changes have no effect. Args: see the attributes."""
         import tensorflow as tf
 
-        from vbq.inference import Gains, Transforms
+        from vbq.inference import Transforms
 
         self.path, self.args, self.step, self.model = path, args, step, model
         self.name = os.path.basename(os.path.normpath(path))
@@ -109,7 +109,7 @@ class Run:
             return tf.function(method, signature, autograph=False)
 
         self._analysis = function(transforms.analysis, any_size[:1])
-        of_gains = Gains(*[tf.TensorSpec([sum(transforms.synthesis_widths)])] * 2)
+        of_gains = (tf.TensorSpec([sum(transforms.synthesis_widths)]),) * 2
         self._synthesis, self._likelihood_gradient = (
             # By the number of gains: without any, there is nothing to multiply.
             [function(method, signature), function(method, [*signature, of_gains])]
@@ -143,12 +143,12 @@ class Run:
         Args:
           z: float [B, h, w, C].
           height, width: int, sides to crop the images to, pixels; None leaves all.
-          gains: inference.Gains of the decoder, or None.
+          gains: gains.Gains of the decoder, or None.
 
         Returns:
           float32 [B, height, width, 3], neither clipped nor rounded.
         """
-        z, of_gains = np.asarray(z, np.float32), [] if gains is None else [gains]
+        z, of_gains = np.asarray(z, np.float32), [] if gains is None else [tuple(gains)]
         synthesis = self._synthesis[len(of_gains)]
         return np.concatenate(
             [
@@ -163,13 +163,13 @@ class Run:
         Args:
           z: float [B, h, w, C].
           images: [B, H, W, 3], uint8, or float in [0, 1], that `encode` would map to latents of this shape.
-          gains: inference.Gains of the decoder, or None.
+          gains: gains.Gains of the decoder, or None.
 
         Returns:
           float32 [B, H, W, 3], what `decode` returns; and float32 [B, h, w, C], the gradient of -log p(x |
           z), in nats, with respect to z.
         """
-        z, of_gains = np.asarray(z, np.float32), [] if gains is None else [gains]
+        z, of_gains = np.asarray(z, np.float32), [] if gains is None else [tuple(gains)]
         gradient = self._likelihood_gradient[len(of_gains)]
         parts = [
             gradient(z[some], _intensities(images[some]), *of_gains)

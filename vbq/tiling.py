@@ -41,7 +41,7 @@ def decode(run, dequantize, indices, height, width, gains=None):
       dequantize: function from indices to latents; it is applied tile by tile.
       indices: int [h, w, C].
       height, width: int, pixels.
-      gains: inference.Gains of the decoder, or None.
+      gains: gains.Gains of the decoder, or None.
 
     Returns:
       uint8 [height, width, 3].
@@ -62,7 +62,7 @@ def likelihood(run, image):
       image: uint8 [H, W, 3].
 
     Returns:
-      Function of latents z, float32 [h, w, C], and of the decoder's `inference.Gains`, None by default. It
+      Function of latents z, float32 [h, w, C], and of the decoder's `gains.Gains`, None by default. It
       returns -log p(x | z) up to a constant, a float in nats, and its gradient by z, float32 [h, w, C]. The
       former is the squared error divided by twice the variance of the likelihood.
     """
