@@ -119,9 +119,10 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         # Search trees take 4 to 13 MB for 256 channels, a coder with contexts 36 MB.
         self.codebook = functools.lru_cache(maxsize=16)(self._codebook)
         self.coder = functools.lru_cache(maxsize=4)(self._coder)
+        self.with_gains = functools.lru_cache(maxsize=4)(self._with_gains)
 
-    def with_gains(self, gains):
-        """The same quantizer with gains of the decoder.
+    def _with_gains(self, gains):
+        """The same quantizer with gains of the decoder. `with_gains` is this method with a cache.
 
         Args:
           gains: gains.DecoderGains that were fitted to this quantizer.

@@ -118,6 +118,7 @@ def test_files_are_read_with_the_gains_that_they_were_written_with(fitted, china
     plain = Encoder(Codec(run, quantizer), china).compress(2.0)
     data = codec.compress(china, run, 2.0)
     assert codec.codec_of(run).quantizer.gains is not None  # they are preferred
+    assert codec.codec_of(run).quantizer is codec.codec_of(run).quantizer  # which keeps its tables
     assert codec.codec_of(run, plain.data).quantizer.gains is None
     assert len(data) == len(plain.data) and data != plain.data  # only the fingerprints differ
     with_gains = Codec(run, quantizer.with_gains(gains))

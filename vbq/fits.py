@@ -267,7 +267,7 @@ def _load(kind, path):
     return _load_cached(kind, path, changed)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=5)
 def _load_cached(kind, path, _):
     return kind.load(path)
 

@@ -50,8 +50,10 @@ class Codec:
                 f"{run.num_channels} channels, and a file can name at most {MOST_LAMBDAS} lambdas; "
                 "fit again with post_process.py"
             )
-        if quantizer.gains and quantizer.gains.width != sum(run.transforms.synthesis_widths):
-            raise UserError(f"its gains are of {quantizer.gains.width} channels of another decoder")
+        if quantizer.gains:
+            found, width = quantizer.gains.width, sum(run.transforms.synthesis_widths)
+            if found != width:
+                raise UserError(f"its gains are of {found} channels, but the decoder has {width}")
         self.fingerprint = bytes.fromhex(quantizer.identity(run.fingerprint))[:8]
 
     def latent_shape(self, height, width):
