@@ -31,8 +31,15 @@ LAST_PASSES = 2  # these see all latents
 
 def lengths_of_counts(counts):
     """-log2 of the add-one smoothed frequencies along the last axis, in bits: float32, shape of counts."""
-    counts = np.asarray(counts, np.float64) + 1
-    return -np.log2(counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
+    counts = np.asarray(counts)
+    totals = counts.sum(axis=-1, dtype=np.float64) + counts.shape[-1]
+    # Most code points of a large grid were never counted; those of a channel have the same length.
+    of_uncounted = -np.log2(1 / totals)
+    lengths = of_uncounted.astype(np.float32)[..., None].repeat(counts.shape[-1], axis=-1)
+    counted = np.flatnonzero(counts > 0)
+    shares = (counts.ravel()[counted] + 1.0) / totals.ravel()[counted // counts.shape[-1]]
+    lengths.ravel()[counted] = -np.log2(shares)
+    return lengths
 
 
 def lengths_of_bit_lengths(counts):

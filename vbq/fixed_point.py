@@ -31,11 +31,11 @@ def fixed_log2(x):
 
 def fixed_lengths(counts):
     """Code lengths from add-one smoothed counts [C, K]: int32 [C, K], in 1/256 bits."""
-    counts = np.asarray(counts, np.int64)
-    total = fixed_log2(counts.sum(axis=1, keepdims=True) + counts.shape[1]).astype(np.int32)
-    result = np.tile(total, counts.shape[1])  # most counts are 0, and the logarithm of 1 is 0
-    counted = np.nonzero(counts)
-    result[counted] -= fixed_log2(counts[counted] + 1).astype(np.int32)
+    totals = counts.sum(axis=1, dtype=np.int64) + counts.shape[1]
+    # Most counts are 0, and the logarithm of 1 is 0.
+    result = fixed_log2(totals).astype(np.int32)[:, None].repeat(counts.shape[1], axis=1)
+    counted = np.flatnonzero(counts > 0)
+    result.ravel()[counted] -= fixed_log2(counts.ravel()[counted].astype(np.int64) + 1).astype(np.int32)
     return result
 
 

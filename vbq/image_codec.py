@@ -13,6 +13,7 @@ import numpy as np
 from vbq import tiling
 from vbq.bitstream import Header, check_pixels, coded_bits, pack, unpack
 from vbq.code_points import LEAST_STD
+from vbq.codebook import Codebook
 from vbq.command import UserError
 from vbq.images import check_rgb
 from vbq.quantizer import Posterior
@@ -113,7 +114,8 @@ class Compressed(NamedTuple):
     data: bytes
     header: Header
     indices: np.ndarray  # int32 [h, w, C]
-    estimated_bits: float  # of the stream, by the code lengths
+    codebook: Codebook
+    classes: np.ndarray  # uint8 [h, w, C]; None without contexts
     # Whether a search had a target beyond what this model can reach with this image: a larger file than its
     # largest, or a worse picture than its worst.
     is_end: bool = False
@@ -122,6 +124,12 @@ class Compressed(NamedTuple):
     def bpp(self):
         """Bits per pixel of the file."""
         return 8 * len(self.data) / (self.header.width * self.header.height)
+
+    @property
+    def estimated_bits(self):
+        """Bits of the stream by the code lengths, float. They are summed up at every access."""
+        bits = coded_bits(self.codebook.bits(self.indices, self.classes), self.codebook.points.shape[1])
+        return float(bits.sum(dtype=np.float64))
 
 
 class Encoder:
@@ -219,8 +227,7 @@ class Encoder:
         codebook = quantizer.codebook(lamb_index)
         classes = codebook.classes(indices)
         data = pack(header, quantizer.coder(lamb_index).encode(indices, classes))
-        bits = coded_bits(codebook.bits(indices, classes), codebook.points.shape[1])
-        return Compressed(data, header, indices, float(bits.sum(dtype=np.float64)))
+        return Compressed(data, header, indices, codebook, classes)
 
     def psnr(self, compressed):
         """Returns the PSNR (RGB), in dB, of what a file decodes to; infinite if that equals the image."""

@@ -1,14 +1,16 @@
 """A trained model for inference: its transforms as functions of constants, in TensorFlow alone.
 
 The layers of `vbq/transforms.py` are made for training. They need tensorflow-compression and Keras, which
-take over a second to import and to set up. Here the same functions are computed, to the last bit, from the
-weights alone.
+take over a second to import and to set up. Here the same functions are computed from the weights alone: the
+analysis transform to the last bit, the synthesis transform up to rounding.
 """
+
+import functools
 
 import numpy as np
 import tensorflow as tf
 
-from vbq.convolutions import convolve_up, correlate_down, normalize
+from vbq.convolutions import correlate_down, normalize, upsampling
 from vbq.rdft import rdft_basis
 
 # Of `GDNParameter` in tensorflow-compression: v stands for max(v, sqrt(least + OFFSET^2))^2 - OFFSET^2.
@@ -40,12 +42,28 @@ class Transforms:
         self.config = config
         shapes = weight_shapes(config)
         check_shapes(shapes, weights)
-        self._weights = {name: np.asarray(weights[name], np.float32) for name in shapes}
-        self._analysis, self._synthesis = (
-            [self._layer(prefix, i, *sizes) for i, sizes in enumerate(layers)]
-            for prefix, layers in layer_sizes(config).items()
-        )
+        self._weights = {name: np.array(weights[name], np.float32) for name in shapes}
         self.synthesis_widths = [channels_in for _, _, channels_in, _ in layer_sizes(config)["sequential_1"]]
+
+    @functools.cached_property
+    def _analysis(self):
+        """The constants of each layer, see `_layers`."""
+        return self._layers("sequential")
+
+    @functools.cached_property
+    def _synthesis(self):
+        """By layer: a function, see `upsampling`, bias, and beta and gamma or None."""
+        with tf.init_scope():
+            return [
+                (upsampling(tf.transpose(kernel, [0, 1, 3, 2]), stride), bias, gdn)
+                for kernel, bias, stride, gdn in self._layers("sequential_1")
+            ]
+
+    def _layers(self, prefix):
+        """Computes the constants of a transform's layers, outside of a function that is being traced."""
+        with tf.init_scope():
+            sizes = layer_sizes(self.config)[prefix]
+            return [self._layer(prefix, i, *of_layer) for i, of_layer in enumerate(sizes)]
 
     def _layer(self, prefix, i, size, stride, channels_in, channels_out):
         """The constants of a layer: kernel, bias, stride, and beta and gamma. None where it has none."""
@@ -82,13 +100,13 @@ class Transforms:
           float32 [B, h * stride, w * stride, 3].
         """
         by_layer = zip(*(tf.split(x, self.synthesis_widths) for x in gains)) if gains else None
-        for kernel, bias, stride, gdn in self._synthesis:
+        for up, bias, gdn in self._synthesis:
             if by_layer:
                 scale, offset = next(by_layer)
                 z = tf.nn.bias_add(z * scale, offset)
             if inputs is not None:
                 inputs.append(z)
-            z = tf.nn.bias_add(convolve_up(z, tf.transpose(kernel, [0, 1, 3, 2]), stride), bias)
+            z = tf.nn.bias_add(up(z), bias)
             z = normalize(z, *gdn, inverse=True) if gdn else z
         return z
 

@@ -14,7 +14,7 @@ import numpy as np
 from vbq.code_points import distortion_weight, max_bits_of
 from vbq.threads import cores, parallel
 
-BLOCK_LATENTS = 1 << 16  # latents that a thread searches at a time
+BLOCK_LATENTS = 1 << 18  # latents that a thread searches at a time
 LAMB_RANGE = 1e-37, 1e30  # lambda is clipped to it, so that lamb * length is a positive finite float32
 COMPACT_BELOW = 0.7  # the latents that still descend are copied together when they are fewer than this share
 
