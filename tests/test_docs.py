@@ -211,16 +211,7 @@ def rows(page, start):
 
 def of_label(label):
     """The curve that a row of the tables at equal rate is about."""
-    curves = make_results.load_curves()
-    if "joint" in label:
-        return curves["VBQ, joint"]
-    if "gains" in label:
-        return curves["VBQ, gains"]
-    if "contexts" in label:
-        return curves["VBQ, contexts"]
-    if "20 passes" in label or "refined" in label:
-        return curves["VBQ, refined"]
-    return curves[{"V": "VBQ", "J": "JPEG", "B": "Ballé 2017"}[label[0]]]
+    return make_results.load_curves()[re.split(r":| \(", label)[0]]
 
 
 @pytest.mark.parametrize(
