@@ -1,6 +1,6 @@
 """Compares the sizes of `codec.py`'s files with those of Pillow's JPEG and WebP at equal quality.
 
-    python benchmarks/codec_sizes.py CHECKPOINT_DIR RUNNAME 'kodak/*.png' --crop 8
+    python benchmarks/codec_sizes.py 'kodak/*.png'
 
 For every image and PSNR (RGB) it finds the smallest file of each format that reaches that PSNR: among all
 qualities of JPEG and WebP (with Pillow's defaults otherwise), and among all lambdas. It prints the mean sizes
@@ -16,6 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
 
 import numpy as np
+from inputs import CHECKPOINTS, SHIPPED
 from peer_codecs import Pillow
 from PIL import Image, features
 
@@ -83,11 +84,17 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint_dir")
-    parser.add_argument("runname")
     parser.add_argument("images", help="glob")
-    parser.add_argument("--psnr", type=float, nargs="+", default=[28, 30, 32, 34, 36], help="dB (RGB)")
-    parser.add_argument("--crop", type=int, default=0, help="pixels to cut off at each edge")
+    parser.add_argument(
+        "--checkpoint_dir", default=CHECKPOINTS, help="directory of runs (default: the one that ships)"
+    )
+    parser.add_argument("--runname", default=SHIPPED, help="name of a run (default: the model that ships)")
+    parser.add_argument(
+        "--psnr", type=float, nargs="+", default=[28, 30, 32, 34, 36], help="dB, RGB (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--crop", type=int, default=8, help="pixels to cut off at each edge (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     from codec import Encoder, codec_of, load_run
 

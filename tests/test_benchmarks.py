@@ -79,7 +79,9 @@ def test_sizes_of_files(inputs, capsys):
     (path,) = inputs.test_images(1)
     encoder = Encoder(codec_of(inputs.load("small_run")), read_image(path))
     target = round(encoder.psnr(encoder.compress(1.0)) - 0.1, 3)
-    assert codec_sizes.main([*inputs.small_run(), path, "--psnr", str(target), "90"]) == 0
+    checkpoint_dir, runname = inputs.small_run()
+    args = [path, "--checkpoint_dir", checkpoint_dir, "--runname", runname, "--crop", "0"]
+    assert codec_sizes.main([*args, "--psnr", str(target), "90"]) == 0
     reached, out_of_reach = capsys.readouterr().out.splitlines()[-2:]
     assert reached.startswith(f"| {target:g} dB | 1 | ") and "nan" not in reached
     assert out_of_reach.startswith("| 90 dB | 0 | nan")
