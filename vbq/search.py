@@ -14,7 +14,9 @@ import numpy as np
 from vbq.code_points import distortion_weight, max_bits_of
 from vbq.threads import cores, parallel
 
-BLOCK_LATENTS = 1 << 18  # latents that a thread searches at a time
+# Latents that a thread searches at a time. With fewer, threads mostly wait for the interpreter: on two cores,
+# 373,000 latents took 18 ms with 2^16 and 11 ms with 2^18; 4.5 million took 201 and 100 ms.
+BLOCK_LATENTS = 1 << 18
 LAMB_RANGE = 1e-37, 1e30  # lambda is clipped to it, so that lamb * length is a positive finite float32
 COMPACT_BELOW = 0.7  # the latents that still descend are copied together when they are fewer than this share
 
