@@ -131,10 +131,12 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
           ChannelwisePriorCDFQuantizer with an identity of its own. The tables are shared.
 
         Raises:
-          ValueError: the gains belong to another fit.
+          ValueError: the gains belong to another fit, or have other lambdas.
         """
-        if gains.base != self.identity() or len(gains.scales) != len(self.lambs):
+        if gains.base != self.identity():
             raise ValueError(f"the gains belong to fit {gains.base}, not to {self.identity()}")
+        if not np.array_equal(gains.lambs, self.lambs):
+            raise ValueError("the gains have other lambdas than the fit that they belong to")
         other = copy.copy(self)
         other.gains, other._identities = gains, {}
         other._make_caches()

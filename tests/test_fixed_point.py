@@ -3,6 +3,7 @@
 from decimal import Decimal, localcontext
 
 import numpy as np
+import pytest
 
 from vbq import fixed_point
 
@@ -28,9 +29,12 @@ def test_fractions_are_pinned():
             assert abs(Decimal(int(x)) - exact) < Decimal("0.500001")
 
 
-def test_lengths_are_those_of_smoothed_counts():
-    counts = np.random.default_rng(0).integers(0, 1000, (4, 31)) * (np.arange(31) % 3 > 0)
-    smoothed = counts + 1
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64])  # of counts in a file
+def test_lengths_are_those_of_smoothed_counts(dtype):
+    most = min(np.iinfo(dtype).max, 2**40)
+    counts = np.random.default_rng(0).integers(0, min(most, 1000), (4, 31)) * (np.arange(31) % 3 > 0)
+    counts[0, 1] = most
+    counts, smoothed = counts.astype(dtype), counts + 1
     found = fixed_point.fixed_lengths(counts)
     assert found.dtype == np.int32 and found.min() >= 0
     exact = 256 * np.log2(smoothed.sum(axis=1, keepdims=True) / smoothed)

@@ -11,7 +11,7 @@ import codec
 from quantizers import ChannelwisePriorCDFQuantizer
 from vbq import gains as module
 from vbq.files import save_npz
-from vbq.fits import FitOptions, FitStore
+from vbq.fits import DEFAULT_LAMBS, FitOptions, FitStore
 from vbq.gains import DecoderGains, usable
 from vbq.image_codec import Codec, Encoder
 from vbq.runs import load_run
@@ -113,6 +113,34 @@ def test_gains_of_another_decoder_are_skipped(tmp_path, china):
     assert "its gains are of 23 channels" in fails(codec.codec_of, run, data)
 
 
+def test_gains_for_other_lambdas_than_those_of_their_fit_are_skipped(tmp_path, china):
+    run = make_run(tmp_path)
+    quantizer = codec.codec_of(run).quantizer
+    ones = np.ones((len(quantizer.lambs), 24))
+    provenance = {"model_fingerprint": run.fingerprint}
+    wrong = DecoderGains(quantizer.identity(), 2 * quantizer.lambs, ones, ones, provenance)
+    wrong.save(os.path.join(run.path, NAME + ".npz"))
+    assert codec.codec_of(run).quantizer.gains is None
+    the_codec = Codec(run, quantizer)
+    the_codec.fingerprint = bytes.fromhex(wrong.identity())[:8]
+    data = Encoder(the_codec, china).compress(1.0).data
+    assert f"{NAME}.npz: the gains have other lambdas" in fails(codec.codec_of, run, data)
+
+
+def test_gains_of_other_fits_stand_beside_those_of_the_first(tmp_path):
+    """Those of the shipped fit keep their name when a fit to other images gets gains."""
+    store, shape = FitStore(str(tmp_path), "abc"), (len(DEFAULT_LAMBS), 3)
+    names = []
+    for base in ("a", "b", "c"):
+        arrays = np.ones(shape), np.zeros(shape)
+        gains = DecoderGains(base, DEFAULT_LAMBS, *arrays, {"model_fingerprint": "abc"})
+        names.append(store.save(gains, FitOptions(base=base)).name)
+    assert names[0] == NAME and all(name.startswith(NAME + "-fit=") for name in names[1:])
+    for base, name in zip("abc", names):
+        assert DecoderGains.load(str(tmp_path / f"{name}.npz")).base == base
+        assert store.find(DecoderGains, FitOptions(base=base))[0].name == name
+
+
 def test_files_are_read_with_the_gains_that_they_were_written_with(fitted, china):
     run, quantizer, gains = fitted
     plain = Encoder(Codec(run, quantizer), china).compress(2.0)
@@ -161,3 +189,14 @@ def test_the_gains_that_ship(china):
     images = china, flower()
     gained = 10 * np.log10(errors(run, plain, images) / errors(run, with_gains, images))
     assert gained.min() > 0 and (gained.mean(axis=0) > (0.15, 0.4)).all()
+
+
+@pytest.mark.slow
+def test_a_file_of_any_fit_that_ships_is_read_with_tables_that_are_kept(china):
+    run = load_run(os.path.join(ROOT, "checkpoints"), SHIPPED_RUN)
+    store, image = FitStore(run.path, run.fingerprint), china[:64, :64]
+    fits = [fit for fit, _ in usable(store, ChannelwisePriorCDFQuantizer)]
+    assert [fit.quantizer.gains is not None for fit in fits].count(True) == 3 and len(fits) == 7
+    for fit in fits:
+        data = Encoder(Codec(run, fit.quantizer), image).compress(8.0).data
+        assert codec.codec_of(run, data).quantizer is codec.codec_of(run, data).quantizer

@@ -149,6 +149,8 @@ def test_center_crop():
     np.testing.assert_array_equal(center_crop(image, 2, 4), image[1:3, 1:5])
     with pytest.raises(UserError, match="has 6 x 5 pixels, and needs at least 7 x 5"):
         center_crop(image, 5, 7)
+    with pytest.raises(UserError, match="would leave none"):
+        center_crop(image, 0, 3)
 
 
 def test_to_uint8_rounds_half_to_even():

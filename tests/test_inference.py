@@ -14,7 +14,7 @@ from vbq.convolutions import convolve_up, upsampling
 from vbq.inference import Transforms, weight_shapes
 from vbq.transforms import VAE
 
-CONFIG = ModelConfig(num_filters=(6, 18, 5), filter_dims=(9, 5, 3), sampling_rates=(4, 2, 1))
+CONFIG = ModelConfig(num_filters=(20, 18, 5), filter_dims=(9, 5, 3), sampling_rates=(4, 2, 1))
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +72,19 @@ def test_upsampling_is_convolve_up(size, stride, high):
 
 def test_gains_are_an_affine_map_of_what_enters_a_layer(model):
     transforms, random = Transforms(CONFIG, model.named_weights()), np.random.default_rng(2)
-    assert transforms.synthesis_widths == [5, 18, 6]
+    assert transforms.synthesis_widths == [5, 18, 20]
     z = tf.constant(random.normal(size=(2, 4, 5, 5)).astype(np.float32))
-    neutral = np.ones(29, np.float32), np.zeros(29, np.float32)
+    neutral = np.ones(43, np.float32), np.zeros(43, np.float32)
     np.testing.assert_array_equal(transforms.synthesis(z, neutral), transforms.synthesis(z))
-    scales, offsets = random.uniform(0.5, 2, 29).astype(np.float32), random.normal(size=29).astype(np.float32)
+    scales, offsets = random.uniform(0.5, 2, 43).astype(np.float32), random.normal(size=43).astype(np.float32)
 
     def inputs_with(channels):
         """What enters each layer, with the gains of the first channels only."""
-        inputs, first = [], np.arange(29) < channels
+        inputs, first = [], np.arange(43) < channels
         transforms.synthesis(z, (np.where(first, scales, 1), np.where(first, offsets, 0)), inputs)
         return inputs
 
-    for layer, (start, end) in enumerate([(0, 5), (5, 23), (23, 29)]):
+    for layer, (start, end) in enumerate([(0, 5), (5, 23), (23, 43)]):
         expected = inputs_with(start)[layer] * scales[start:end] + offsets[start:end]
         np.testing.assert_allclose(inputs_with(end)[layer], expected, rtol=1e-5, atol=1e-5)
 
@@ -93,7 +93,7 @@ def test_the_gradient_with_gains_is_that_of_what_is_decoded(model):
     transforms, random = Transforms(CONFIG, model.named_weights()), np.random.default_rng(3)
     z = random.normal(size=(1, 4, 5, 5)).astype(np.float32)
     x = tf.constant(random.random((1, 32, 40, 3), np.float32))
-    gains = tuple(random.uniform(0.5, 1.5, (2, 29)).astype(np.float32))
+    gains = tuple(random.uniform(0.5, 1.5, (2, 43)).astype(np.float32))
     x_hat, gradient = transforms.likelihood_gradient(tf.constant(z), x, gains)
     np.testing.assert_array_equal(x_hat, transforms.synthesis(tf.constant(z), gains))
 
@@ -114,6 +114,8 @@ def test_they_keep_their_weights(model):
     for name, value in weights.items():
         np.testing.assert_array_equal(found[name], value)
         assert weight_shapes(CONFIG)[name] == value.shape
+        with pytest.raises(ValueError, match="read-only"):  # kernels are made of them later
+            found[name][...] = 0
 
 
 def test_weights_that_do_not_fit_are_told(model):
@@ -122,7 +124,7 @@ def test_weights_that_do_not_fit_are_told(model):
     weights["sequential_1/layer_2/bias"] = np.zeros(4)
     with pytest.raises(ValueError) as error:
         Transforms(CONFIG, weights)
-    assert "layer_0/kernel_rdft: expected shape (81, 18), found nothing" in str(error.value)
+    assert "layer_0/kernel_rdft: expected shape (81, 60), found nothing" in str(error.value)
     assert "sequential_1/layer_2/bias: expected shape (3,), found (4,)" in str(error.value)
 
 

@@ -223,7 +223,8 @@ class FitStore:
             options, lambs=DEFAULT_LAMBS, levels=DEFAULT_LEVELS, seed=FitOptions.seed
         )
         stale = occupant.provenance.get("model_fingerprint") != self.model_fingerprint
-        return stale or (not fit.unmet(default) and bool(occupant.unmet(default)))
+        of_occupant = dataclasses.replace(default, base=getattr(occupant, "base", ""))  # not a setting
+        return stale or (not fit.unmet(default) and bool(occupant.unmet(of_occupant)))
 
     def usable(self, kind):
         """Goes through the saved fits of a kind, the preferred ones first.
@@ -267,7 +268,9 @@ def _load(kind, path):
     return _load_cached(kind, path, changed)
 
 
-@functools.lru_cache(maxsize=5)
+@functools.lru_cache(
+    maxsize=12
+)  # all that ship, and some more: a file of any of them is found without loading
 def _load_cached(kind, path, _):
     return kind.load(path)
 

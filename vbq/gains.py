@@ -136,7 +136,10 @@ def usable(store, kind):
     for fit, skipped in store.usable(kind):
         for gains in all_gains if fit else ():
             if gains.quantizer.base == fit.quantizer.identity():
-                yield Fit(fit.quantizer.with_gains(gains.quantizer), gains.name), None
+                try:
+                    yield Fit(fit.quantizer.with_gains(gains.quantizer), gains.name), None
+                except ValueError as error:
+                    yield None, f"{gains.name}.npz: {error}"
         yield fit, skipped
 
 

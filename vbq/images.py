@@ -194,10 +194,12 @@ def center_crop(image, height, width):
       View of `image`, [height, width, ...]. If a margin is odd, one more pixel is cut at the bottom or right.
 
     Raises:
-      UserError: the image is smaller.
+      UserError: the image is smaller, or nothing would be left of it.
     """
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    size = f"{image.shape[1]} x {image.shape[0]}"
     if top < 0 or left < 0:
-        size = f"{image.shape[1]} x {image.shape[0]}"
         raise UserError(f"the image has {size} pixels, and needs at least {width} x {height} pixels")
+    if height < 1 or width < 1:
+        raise UserError(f"the image has {size} pixels, of which the crop would leave none")
     return image[top : top + height, left : left + width]

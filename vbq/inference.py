@@ -43,6 +43,8 @@ class Transforms:
         shapes = weight_shapes(config)
         check_shapes(shapes, weights)
         self._weights = {name: np.array(weights[name], np.float32) for name in shapes}
+        for array in self._weights.values():  # kernels are made of them later
+            array.flags.writeable = False
         self.synthesis_widths = [channels_in for _, _, channels_in, _ in layer_sizes(config)["sequential_1"]]
 
     @functools.cached_property
