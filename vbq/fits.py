@@ -268,9 +268,8 @@ def _load(kind, path):
     return _load_cached(kind, path, changed)
 
 
-@functools.lru_cache(
-    maxsize=12
-)  # all that ship, and some more: a file of any of them is found without loading
+# With all fits that ship, and some more, a file of any of them is decoded without loading fits anew.
+@functools.lru_cache(maxsize=12)
 def _load_cached(kind, path, _):
     return kind.load(path)
 

@@ -135,11 +135,13 @@ def usable(store, kind):
             yield None, skipped
     for fit, skipped in store.usable(kind):
         for gains in all_gains if fit else ():
-            if gains.quantizer.base == fit.quantizer.identity():
-                try:
-                    yield Fit(fit.quantizer.with_gains(gains.quantizer), gains.name), None
-                except ValueError as error:
-                    yield None, f"{gains.name}.npz: {error}"
+            if gains.quantizer.base != fit.quantizer.identity():
+                continue
+            try:
+                found = Fit(fit.quantizer.with_gains(gains.quantizer), gains.name), None
+            except ValueError as error:
+                found = None, f"{gains.name}.npz: {error}"
+            yield found
         yield fit, skipped
 
 
