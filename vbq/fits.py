@@ -49,8 +49,10 @@ class SavedFit:
     Attributes:
       provenance: dict of str or int that is saved with it: `model_fingerprint`, `validation`, and `seed` if
         the fit depends on it.
+      base: str, identity of the fit that it belongs to; empty if it stands for itself.
     """
 
+    base = ""
     compressed_file = False  # whether its file is deflated
 
     def __init__(self, provenance=None):
@@ -223,7 +225,7 @@ class FitStore:
             options, lambs=DEFAULT_LAMBS, levels=DEFAULT_LEVELS, seed=FitOptions.seed
         )
         stale = occupant.provenance.get("model_fingerprint") != self.model_fingerprint
-        of_occupant = dataclasses.replace(default, base=getattr(occupant, "base", ""))  # not a setting
+        of_occupant = dataclasses.replace(default, base=occupant.base)  # what it belongs to is no setting
         return stale or (not fit.unmet(default) and bool(occupant.unmet(of_occupant)))
 
     def usable(self, kind):

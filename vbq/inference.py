@@ -49,8 +49,9 @@ class Transforms:
 
     @functools.cached_property
     def _analysis(self):
-        """The constants of each layer, see `_layers`."""
-        return self._layers("sequential")
+        """The constants of each layer, see `_layer`."""
+        with tf.init_scope():
+            return self._layers("sequential")
 
     @functools.cached_property
     def _synthesis(self):
@@ -62,10 +63,9 @@ class Transforms:
             ]
 
     def _layers(self, prefix):
-        """Computes the constants of a transform's layers, outside of a function that is being traced."""
-        with tf.init_scope():
-            sizes = layer_sizes(self.config)[prefix]
-            return [self._layer(prefix, i, *of_layer) for i, of_layer in enumerate(sizes)]
+        """Computes the constants of a transform's layers; the caller leaves a trace first."""
+        sizes = layer_sizes(self.config)[prefix]
+        return [self._layer(prefix, i, *of_layer) for i, of_layer in enumerate(sizes)]
 
     def _layer(self, prefix, i, size, stride, channels_in, channels_out):
         """The constants of a layer: kernel, bias, stride, and beta and gamma. None where it has none."""
