@@ -13,9 +13,9 @@ import sys
 from quantizers import QUANTIZERS
 from vbq import bd_rates, plots
 from vbq.baselines import are_named_as_kodak, jpeg_results
-from vbq.command import Parser, UserError, note, number, progress, reason, run_main, seed, shard
+from vbq.command import Parser, UserError, note, number, progress, run_main, seed, shard
 from vbq.evaluation import evaluate
-from vbq.files import atomic_write, find_images, save_npz, why_not_writable
+from vbq.files import atomic_write, find_images, make_output_folder, save_npz, why_not_writable
 from vbq.fits import DEFAULT_LAMBS, DEFAULT_LEVELS, DEFAULT_MAX_BITS, Fit, FitOptions, FitStore
 from vbq.gains import DecoderGains
 from vbq.images import read_image_with_notes
@@ -80,7 +80,10 @@ def fit_or_load(run, validation, options, rebuild=False, new_path=None):
                     run, quantizer, validation.images, latents.mean, latents.std, latents.provenance
                 ),
             )
-            found = Fit(found.quantizer.with_gains(gains), name)
+            try:
+                found = Fit(found.quantizer.with_gains(gains), name)
+            except ValueError as error:
+                raise UserError(f"{name}.npz: {error}; fit others with --rebuild") from error
         fits.append(found)
     if saved:
         note(f"uses the saved fits {', '.join(saved)}, to {label}")
@@ -245,12 +248,9 @@ def open_output(args, run_dir):
         raise UserError(f"{run_dir}: no such run; the first argument should be a directory of runs")
     out = args.out or run_dir
     try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: the directory cannot be made: {error.strerror}") from error
-    why = why_not_writable(out)
-    if why:
-        raise UserError(f"{out}: no results can be written there ({reason(why)}); name another with --out")
+        make_output_folder(out)
+    except UserError as error:
+        raise UserError(f"{error}; name another with --out") from error
     return out, out if why_not_writable(run_dir) else run_dir
 
 

@@ -27,8 +27,8 @@ from PIL import Image, features
 
 from vbq.baselines import JPEG_QUALITIES, are_named_as_kodak
 from vbq.bd_rates import QUALITIES, NotComparable, bd_rate
-from vbq.command import Parser, UserError, note, number, reason, run_main
-from vbq.files import atomic_write, find_images, why_not_writable
+from vbq.command import Parser, UserError, note, number, run_main
+from vbq.files import atomic_write, find_images, make_output_folder
 from vbq.plots import COLORS, MARKERS, REFERENCE_STYLES
 
 NAMES = {"JPEG": "JPEG", "WEBP": "WebP", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}  # by Pillow's
@@ -289,22 +289,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def open_output(folder):
-    """Makes the folder of the results; raises a UserError if nothing can be written there."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: the directory cannot be made: {error.strerror}") from error
-    why = why_not_writable(folder)
-    if why:
-        raise UserError(f"--out {folder}: no results can be written there: {reason(why)}")
-
-
 def main(argv=None):
     """Compares the codecs; returns the exit status."""
     args = parse_args(argv)
     if args.out:
-        open_output(args.out)
+        make_output_folder(args.out)
     paths = find_images(args.images)
     peers = peers_of(args, len(paths))
     outcomes = measure_all(peers, paths)

@@ -39,6 +39,12 @@ def test_atomic_write_replaces_or_leaves_alone(tmp_path):
     assert path.read_text() == "second" and os.listdir(tmp_path) == ["results.txt"]
 
 
+def test_the_longest_name_that_a_file_can_have(tmp_path):
+    path = tmp_path / ("x" * 251 + ".npz")
+    save_npz(path, {"x": 1})
+    assert load_npz(path)["x"] == 1 and os.listdir(tmp_path) == [path.name]
+
+
 def test_kill_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.npz"
     save_npz(path, {"x": np.arange(3)})
@@ -83,6 +89,7 @@ def test_npz_round_trip(tmp_path):
         assert list(result) == list(arrays)
         for key, value in arrays.items():
             np.testing.assert_array_equal(result[key], value)
+    assert load_npz(tmp_path / "x", ["max_bits", "nothing"]) == {"max_bits": 10}
 
 
 def test_objects_are_not_saved(tmp_path):

@@ -220,7 +220,7 @@ def test_a_run_that_does_not_exist(tmp_path, images, capsys):
 def test_results_need_a_folder(tmp_path, images, capsys):
     (tmp_path / "file").touch()
     assert run_main(peers.main, ["--images", images, "--out", str(tmp_path / "file" / "x")]) == 1
-    assert "the directory cannot be made" in capsys.readouterr().err
+    assert "cannot make the folder" in capsys.readouterr().err
 
 
 def test_size_of_what_is_to_install():

@@ -167,6 +167,10 @@ def test_a_title_is_no_formula(drawn):
     assert figure.get_suptitle() == "from $5 to $\\6"
 
 
+def test_a_title_of_bytes_that_are_no_text(drawn):
+    assert drawn([curve("mine", results())], (), "caf\udce9 noir").get_suptitle() == "caf\\udce9 noir"
+
+
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     with pytest.raises(UserError, match="none.*figure.png"):
         rate_distortion(tmp_path / "none" / "figure.png", [curve("mine", results())])

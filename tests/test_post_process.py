@@ -269,7 +269,14 @@ def test_gains_stand_beside_them(evaluated_copy, validation, capsys):
     assert f"saved fits {name}, {gains}" in capsys.readouterr().err
     assert contents(run) == after
     assert f"there is no {name}-passes=3.npz" in fails(capsys, *argv, "--gains", "--passes", "3")
-    os.remove(os.path.join(run, gains + ".npz"))
+
+    path = os.path.join(run, gains + ".npz")
+    arrays = load_npz(path)
+    more = {key: np.concatenate([arrays[key], arrays[key][:1]]) for key in ("lambs", "scales", "offsets")}
+    save_npz(path, arrays | more)
+    line = fails(capsys, *argv, "--gains")
+    assert f"{gains}.npz: the gains have other lambdas" in line and "--rebuild" in line
+    os.remove(path)
     assert f"there is no {gains}.npz" in fails(capsys, *argv, "--gains")
 
 

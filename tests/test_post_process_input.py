@@ -1,5 +1,6 @@
 """What the evaluation says of bad input, and what it understands."""
 
+import errno
 import importlib
 import os
 import re
@@ -21,6 +22,7 @@ from PIL import Image
 
 import post_process
 from quantizers import QUANTIZERS, FitOptions
+from vbq import files
 
 pytestmark = pytest.mark.usefixtures("quick_priors")
 
@@ -47,13 +49,11 @@ def test_a_run_without_checkpoint_or_directory_to_write_to(tmp_path, validation,
     os.makedirs(tmp_path / "runs" / "empty")
     assert "args.json" in fails(capsys, tmp_path / "runs", "empty", validation, TEST_IMAGES)
 
-    monkeypatch.setattr(post_process, "why_not_writable", lambda folder: "Permission denied")
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(files, "why_not_writable", lambda folder: denied)
     line = fails(capsys, tmp_path / "runs", "empty", validation, TEST_IMAGES)
-    assert (
-        str(tmp_path / "runs" / "empty") in line
-        and "no results can be written there (Permission denied)" in line
-        and "--out" in line
-    )
+    folder = tmp_path / "runs" / "empty"
+    assert f"cannot write to the folder {folder}: Permission denied; name another with --out" in line
 
 
 def test_damaged_fit_is_named(fresh, validation, capsys):

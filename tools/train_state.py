@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from vbq.command import UserError
-from vbq.files import atomic_write, load_npz, save_npz
+from vbq.files import atomic_write, load_npz, make_folder, save_npz
 from vbq.priors import DeepFactorizedPrior
 
 SLOTS = ("weights", "adam_m", "adam_v", "ema")
@@ -190,7 +190,7 @@ def save(run_dir, state, part_bytes=15e6):
       part_bytes: float, largest size of a part.
     """
     folder = os.path.join(run_dir, FOLDER)
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     pieces = [("global_step", np.int64(state["global_step"])), ("averaged", np.bool_(state["averaged"]))]
     if state.get("rng_state") is not None:
         pieces.append(("rng_state", state["rng_state"]))

@@ -8,8 +8,8 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from vbq.command import UserError, disk_is_full, note, progress, reason
-from vbq.files import check_output, find_images, image_endings, why_not_writable
+from vbq.command import UserError, disk_is_full, note, progress
+from vbq.files import check_output, find_images, image_endings, make_output_folder
 
 VBQ = ".vbq"
 MOST_NAMES = 5  # that a note lists
@@ -152,13 +152,7 @@ def plan(sources, out, ending, shard=None):
     first, step = shard or (1, 1)
     jobs = jobs[first - 1 :: step]
     replaced = _check_targets(jobs, sources, ending)
-    try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {reason(error)}") from error
-    why = why_not_writable(out)
-    if why:
-        raise UserError(f"cannot write to the folder {out}: {reason(why)}") from why
+    make_output_folder(out)
     if replaced:
         more = f" and {len(replaced) - MOST_NAMES} more" if len(replaced) > MOST_NAMES else ""
         note(f"note: replaces in {out}: {', '.join(replaced[:MOST_NAMES])}{more}")

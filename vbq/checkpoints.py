@@ -111,7 +111,7 @@ def _find_states(run_dir):
             steps[path.removesuffix(".index")] = int(match[1])
         elif name == WEIGHTS_NAME:
             try:
-                steps[path] = int(load_npz(path).get("global_step", 0))
+                steps[path] = int(load_npz(path, ["global_step"]).get("global_step", 0))
             except UserError as error:
                 damage.append(error)
     return steps, damage

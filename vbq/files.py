@@ -14,6 +14,8 @@ import numpy as np
 
 from vbq.command import UserError, reason
 
+MOST_STEM = 40  # characters of a file's name that the name of its temporary file begins with
+
 # Formats that Pillow recognizes, but cannot decode without another program.
 _FOREIGN_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -47,6 +49,7 @@ def atomic_write(path):
         target = os.path.realpath(path)
         folder, name = os.path.split(target)
         stem, suffix = os.path.splitext(name)
+        stem = stem[:MOST_STEM]  # what is added must not make a long name too long for the file system
         temporary = os.path.join(folder, f".{stem}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
         yield temporary
         with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
@@ -115,6 +118,30 @@ def check_output(path, inputs=(), endings=None):
         raise UserError(f"cannot write {path}: it is write-protected")
 
 
+def make_folder(folder):
+    """Makes a folder and those above it, unless they are there.
+
+    Raises:
+      UserError: the folder cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (OSError, ValueError) as error:  # the latter if the name has a null character
+        raise UserError(f"cannot make the folder {folder}: {reason(error)}") from error
+
+
+def make_output_folder(folder):
+    """Makes a folder, and checks, before any work, that files can be made in it.
+
+    Raises:
+      UserError: the folder cannot be made, or cannot be written to.
+    """
+    make_folder(folder)
+    why = why_not_writable(folder)
+    if why:
+        raise UserError(f"cannot write to the folder {folder}: {reason(why)}") from why
+
+
 def why_not_writable(folder):
     """Returns why no file can be made in a folder, an OSError; or None if files can be made there."""
     try:
@@ -157,11 +184,12 @@ def save_npz(path, arrays, compressed=False):
             save(file, **arrays)
 
 
-def load_npz(path):
-    """Reads every array of an `.npz` file.
+def load_npz(path, names=None):
+    """Reads the arrays of an `.npz` file.
 
     Args:
       path: str or path-like.
+      names: container of str, the arrays to read if the file has them; None for all.
 
     Returns:
       dict of names to arrays.
@@ -174,7 +202,7 @@ def load_npz(path):
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files if names is None or name in names}
             for name, array in arrays.items():
                 if not isinstance(array, np.ndarray):
                     raise ValueError(f"{name} is not an array")

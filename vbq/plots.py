@@ -110,6 +110,7 @@ def rate_distortion(path, curves, references=(), title=None):
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels))
     if title:
+        title = title.encode("utf-8", "backslashreplace").decode()  # of a shell, it may hold other bytes
         figure.suptitle(title, parse_math=False)  # a dollar sign is one
     # Without the name of the software, equal plots are equal files. Other formats have no such field.
     metadata = {"Software": None} if os.fspath(path).endswith(".png") else None

@@ -17,7 +17,7 @@ from importlib import metadata
 
 from vbq.command import UserError, reason
 from vbq.config import LAYER_LISTS
-from vbq.files import atomic_write
+from vbq.files import atomic_write, make_folder
 from vbq.threads import cores
 
 PACKAGES = ("tensorflow", "tensorflow-compression", "numpy", "pillow")  # those that decide the results
@@ -74,10 +74,7 @@ def write_flags(run_dir, flags, first_step=None, defaults=None):
     Raises:
       UserError: the file cannot be written.
     """
-    try:
-        os.makedirs(run_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {run_dir}: {reason(error)}") from error
+    make_folder(run_dir)
     contents, warning = flags, ""
     if first_step is not None and os.path.lexists(os.path.join(run_dir, "args.json")):
         try:

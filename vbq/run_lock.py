@@ -6,6 +6,7 @@ import os
 import socket
 
 from vbq.command import UserError, note, reason
+from vbq.files import make_folder
 
 try:
     import fcntl
@@ -45,10 +46,7 @@ def _make_folders(path):
     while folder and not os.path.lexists(folder):
         missing.insert(0, folder)
         folder = os.path.dirname(folder)
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {reason(error)}") from error
+    make_folder(path)
     return missing
 
 
