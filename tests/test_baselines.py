@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vbq import baselines
 from vbq.baselines import JPEG_QUALITIES, KODAK, are_named_as_kodak, evaluate_compression_jpg, jpeg_results
 from vbq.command import UserError
 from vbq.metrics import METRIC_KEYS
+from vbq.threads import parallel
 
 
 def test_jpeg_is_measured_on_every_image(tmp_path, china):
@@ -26,6 +28,21 @@ def test_jpeg_is_measured_on_every_image(tmp_path, china):
         for key, x in expected.items():
             np.testing.assert_array_equal(found[key][i], x)
     assert found["BPP"].shape == (3, 12) and np.isnan(found["MS-SSIM (RGB)"][2]).all()
+
+
+def test_a_large_image_is_measured_one_quality_at_a_time(china, monkeypatch):
+    expected, threads = evaluate_compression_jpg(china, [5, 50, 95]), []
+
+    def counted(function, items, most=None):
+        threads.append(most)
+        return parallel(function, items, most)
+
+    monkeypatch.setattr(baselines, "MOST_AT_ONCE", china.nbytes - 1)
+    monkeypatch.setattr(baselines, "parallel", counted)
+    found = evaluate_compression_jpg(china, [5, 50, 95])
+    assert threads == [1]
+    for key, x in expected.items():
+        np.testing.assert_array_equal(found[key], x)
 
 
 def test_an_image_that_cannot_be_jpeg_is_named(tmp_path):

@@ -18,6 +18,7 @@ from vbq.threads import parallel
 
 JPEG_QUALITIES = (1, 2, 4, 8, 12, 16, 32, 48, 64, 80, 90, 95)  # those of the published figures
 KODAK = tuple(f"kodim{i:02d}" for i in range(1, 25))  # names of the 24 Kodak images, without ending
+MOST_AT_ONCE = 2**23  # bytes of an image of which several qualities are measured at once
 _NAMES = {"JPEG": "JPEG", "WEBP": "WebP"}  # by Pillow's names of the formats
 _WORST = {"JPEG": 1, "WEBP": 0}  # the lowest quality; the highest is 100
 
@@ -67,15 +68,17 @@ def _evaluate(kind, image, quality):
     image = pixels_of(image)
     _check_size(kind, *image.shape[:2])
     metrics = ImageMetrics(image)
+    # Threads work on the qualities of an image, or on the planes of a large one, which takes less memory.
+    of_qualities, of_planes = (None, 1) if image.nbytes <= MOST_AT_ONCE else (1, None)
 
     def measure(q):
         file = io.BytesIO()
         # Every thread needs a Pillow image of its own, because saving stores the quality in the image.
         Image.fromarray(image).save(file, kind, quality=int(q))
         bpp = 8 * file.tell() / (image.shape[0] * image.shape[1])
-        return {"BPP": bpp, **metrics.evaluate(np.asarray(Image.open(file)), threads=1)}
+        return {"BPP": bpp, **metrics.evaluate(np.asarray(Image.open(file)), of_planes)}
 
-    records = parallel(measure, qualities)
+    records = parallel(measure, qualities, of_qualities)
     return {key: np.array([record[key] for record in records]) for key in ("BPP", *METRIC_KEYS)}
 
 

@@ -41,6 +41,8 @@ FLOAT32_LIMIT = 1.5
 # reconstruction anew.
 MOST_KEPT_POSITIONS = 2**21
 
+ROWS = 256  # that are converted or squared at once
+
 
 class ImageMetrics:
     """Measures any number of reconstructions of one image; the image's own statistics are computed once.
@@ -128,7 +130,10 @@ def _decibel(x):
 
 def _split(image):
     """Returns the planes R, G, B, Y, Cb, Cr of an RGB image, uint8 [H, W] each."""
-    ycbcr = np.asarray(Image.fromarray(image).convert("YCbCr"))
+    ycbcr = np.empty_like(image)
+    for top in range(0, len(image), ROWS):  # Pillow's own copies of a large image take several times its size
+        rows = slice(top, top + ROWS)
+        ycbcr[rows] = Image.fromarray(image[rows]).convert("YCbCr")
     return [pixels[..., i] for pixels in (image, ycbcr) for i in range(3)]
 
 
@@ -150,12 +155,13 @@ class _PlaneMetrics:
         Returns:
           List of 7 floats: MSE, SSIM, and the five terms whose weighted product is MS-SSIM.
         """
-        error = workspace.array("error", self.reference.shape, np.float32)
-        np.subtract(reconstruction, self.reference, out=error, dtype=np.float32)
+        error = workspace.array("error", self.reference.shape, np.int16)
+        np.subtract(reconstruction, self.reference, out=error, dtype=np.int16)
         square_sum = 0.0
-        for top in range(0, len(error), 256):  # a sum of 256 squares is below 2^24: exact in float32
-            rows = error[top : top + 256]
-            squares = np.square(rows, out=workspace.array("squares", rows.shape, np.float32))
+        for top in range(0, len(error), ROWS):  # a sum of 256 squares is below 2^24: exact in float32
+            rows = error[top : top + ROWS]
+            squares = workspace.array("squares", rows.shape, np.float32)
+            np.square(rows, out=squares, dtype=np.float32)
             square_sum += squares.sum(axis=0).sum(dtype=np.float64)
 
         contrast_loss, ssim_loss = np.full(5, np.nan), np.full(5, np.nan)
@@ -253,7 +259,7 @@ class _Scale:
         """Returns the means over all positions of 1 - contrast and of 1 - luminance * contrast.
 
         Args:
-          d: float32 array [H, W], the error.
+          d: int16 or float32 array [H, W], the error.
           precise: bool, whether to compute in float64 whatever the number of positions.
           workspace: Workspace.
 
@@ -290,7 +296,16 @@ class _Scale:
 
 
 def _pyramid(x, scales, workspace):
-    """Returns the image and its smaller copies, means of 2 x 2 pixels; float32 is exact for 8-bit images."""
+    """Returns the image and its smaller copies, means of 2 x 2 pixels.
+
+    Args:
+      x: [H, W], int16 or float32, integers from -255 to 255.
+      scales: int, number of images.
+      workspace: Workspace.
+
+    Returns:
+      List of arrays, exact; the smaller ones are float32.
+    """
     images = [x]
     for k in range(1, scales):
         odd = x.shape[0] % 2, x.shape[1] % 2
@@ -298,7 +313,7 @@ def _pyramid(x, scales, workspace):
             x = np.pad(x, ((0, odd[0]), (0, odd[1])), mode="edge")
         h, w = x.shape[0] // 2, x.shape[1] // 2
         pairs = np.add(x[0::2], x[1::2], out=workspace.array("pairs", (h, 2 * w), x.dtype))
-        x = np.add(pairs[:, 0::2], pairs[:, 1::2], out=workspace.array(f"scale {k}", (h, w), x.dtype))
+        x = np.add(pairs[:, 0::2], pairs[:, 1::2], out=workspace.array(f"scale {k}", (h, w), np.float32))
         x *= 0.25
         images.append(x)
     return images
