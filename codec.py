@@ -206,11 +206,8 @@ def compress_files(args, alone):
         psnr = encoder.psnr(compressed)
         with atomic_write(job.target) as path, open(path, "wb") as file:
             file.write(compressed.data)
-        return {
-            **reports.describe(job.target, compressed.data),
-            "psnr": psnr if psnr < math.inf else None,
-            "estimated_bits": compressed.estimated_bits,
-        }
+        result = reports.describe(job.target, compressed.data) | {"psnr": psnr if psnr < math.inf else None}
+        return result | {"estimated_bits": compressed.estimated_bits} if args.json else result
 
     return process(jobs, read, write, codec, alone)
 
@@ -233,7 +230,9 @@ def decompress_files(args, alone):
     """Runs the command `decompress`; yields its results, dicts."""
     ending = f".{(args.format or 'png').lower().removeprefix('.')}"
     if ending not in writable_endings():
-        raise UserError(f"--format {args.format}: Pillow cannot write images that end in {ending}; use png")
+        raise UserError(
+            f"--format {args.format}: Pillow cannot both write and read images that end in {ending}; use png"
+        )
     if alone:
         if args.format and not args.output.lower().endswith(ending):
             raise UserError(f"cannot write {args.output}: its name should end in {ending}, see --format")

@@ -173,6 +173,7 @@ def test_what_cannot_be_written_is_told_before_any_work(tmp_path, place, photos,
         (["compress", *place, tmp_path / "*.gif", tmp_path / "out"], "no image files match"),
         (["decompress", *place, tmp_path, tmp_path / "out"], "no .vbq files are in the folder"),
         (["decompress", *place, photos, tmp_path / "out", "--format", "xyz"], "--format xyz"),
+        (["decompress", *place, photos, tmp_path / "out", "--format", "pdf"], "--format pdf"),
         (["info", tmp_path], "no .vbq files are in the folder"),
     ):
         status, out, err = command(capsys, *argv)

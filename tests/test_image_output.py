@@ -33,8 +33,9 @@ def test_loss_is_told(tmp_path, china, ending):
         ("x.ico", 300, 20, "ICO has at most 256 pixels"),
         ("x.jpg", 65501, 1, "JPEG has at most 65500 pixels"),
         ("x.webp", 1, 16384, "WEBP has at most 16383 pixels"),
-        ("x.fits", 20, 20, "Pillow cannot write"),
-        ("x.mpg", 20, 20, "Pillow cannot write"),
+        ("x.fits", 20, 20, "Pillow cannot both write and read"),
+        ("x.mpg", 20, 20, "Pillow cannot both write and read"),
+        ("x.pdf", 20, 20, "Pillow cannot both write and read"),
         ("none/x.png", 20, 20, "none"),
     ],
 )

@@ -141,14 +141,20 @@ def _read_npy(path):
 
 @functools.cache
 def _can_write(ending):
-    """Whether Pillow can write RGB images to files with this ending."""
+    """Whether Pillow can write RGB images to files with this ending, and read them.
+
+    A picture is compared with what was written of it, see `image_output.write_image`.
+    """
     Image.init()
     kind = Image.EXTENSION.get(ending)
     if kind not in Image.SAVE:
         return False
+    file = io.BytesIO()
     try:
-        Image.new("RGB", (16, 16)).save(io.BytesIO(), kind)
-    except Exception:  # the format has no RGB images, or needs another program
+        Image.new("RGB", (16, 16)).save(file, kind)
+        with Image.open(file) as written:
+            written.load()
+    except Exception:  # the format has no RGB images, needs another program, or is write-only, as PDF is
         return False
     return True
 
@@ -173,7 +179,9 @@ def check_image_output(path, inputs=()):
     ending = os.path.splitext(os.fspath(path))[1].lower()
     if not _can_write(ending) and not os.path.isdir(path):
         what = f"images that end in {ending}" if ending else "an image whose name has no ending"
-        raise UserError(f"cannot write {path}: Pillow cannot write {what}; use .png, for example")
+        raise UserError(
+            f"cannot write {path}: Pillow cannot both write and read {what}; use .png, for example"
+        )
     check_output(path, inputs)
 
 
