@@ -41,7 +41,7 @@ FLOAT32_LIMIT = 1.5
 # reconstruction anew.
 MOST_KEPT_POSITIONS = 2**21
 
-ROWS = 256  # that are converted or squared at once
+ROWS = 256  # rows of an image that are converted or squared at once
 
 
 class ImageMetrics:
