@@ -207,7 +207,9 @@ def compress_files(args, alone):
         with atomic_write(job.target) as path, open(path, "wb") as file:
             file.write(compressed.data)
         result = reports.describe(job.target, compressed.data) | {"psnr": psnr if psnr < math.inf else None}
-        return result | {"estimated_bits": compressed.estimated_bits} if args.json else result
+        if args.json:
+            result["estimated_bits"] = compressed.estimated_bits
+        return result
 
     return process(jobs, read, write, codec, alone)
 
