@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+import zipfile
 
 import numpy as np
 
@@ -58,7 +59,6 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
     label = "VBQ"
     writes_files = True
     takes_gains = True
-    compressed_file = True
 
     def __init__(
         self,
@@ -165,6 +165,11 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
             return result
         found = fit_contexts(result.codebook, index_counts, lambs, mean, std)
         return cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts, provenance, found)
+
+    @property
+    def compression(self):
+        """Of its file. `codec.py` reads a fit with contexts at every start; deflated, it is read sooner."""
+        return zipfile.ZIP_DEFLATED if self.contexts else super().compression
 
     @property
     def description(self):

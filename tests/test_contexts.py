@@ -22,6 +22,7 @@ from vbq.contexts import (
     CodingOrder,
     ContextModel,
     Contexts,
+    exact_float,
 )
 from vbq.files import load_npz, save_npz
 from vbq.surroundings import group_bounds
@@ -77,18 +78,36 @@ def plain_classes(model, counts, indices):
                 x = [around(c, position, places) for places in (((0, 0),), cross, diagonal) for c in before]
                 x += [around(c, position, cross) for c in own] if phase else []
                 for number, c in enumerate(own):
-                    predicted = sum(a * int(w) for a, w in zip(x, map_[:, number], strict=True))
+                    predicted = sum(a * int(w) for a, w in zip(x, map_[number], strict=True))
                     reached = sum(predicted >= t for t in model.thresholds[c, phase])
                     classes[(*position, c)] = reached + phase * CLASSES_OF_PHASE
     return classes
 
 
-def test_classes_are_those_of_plain_loops(fitted):
-    counts, model = fitted
+@pytest.mark.parametrize("dtype, factor, exact", [(np.int8, 1, np.float32), (np.int16, 257, np.float64)])
+def test_classes_are_those_of_plain_loops(fitted, dtype, factor, exact):
+    """Weights of 8 bits are multiplied in float32, those of 16 bits, as in old fits, in float64."""
+    counts, _ = fitted
+    order, weights, thresholds, exponents = fit_arrays(counts, textured(0))
+    assert weights.dtype == np.int8
+    weights, thresholds = weights.astype(dtype) * dtype(factor), thresholds * factor
+    thresholds[order[1], :, -1] = 1 << 60  # no prediction reaches it
+    thresholds[order[2], :, 0] = -1 << 60
+    model = ContextModel(counts, order, weights, thresholds, exponents)
+    assert exact in {map_.dtype.type for map_ in model._maps.values()}
     indices = textured(1, images=6)
     classes = model.classes(indices)
     np.testing.assert_array_equal(classes, plain_classes(model, counts, indices))
     assert classes.max() == CLASSES - 1 and (np.bincount(classes.ravel()) > 0).all()
+
+
+def test_predictions_are_computed_in_floats_that_hold_them():
+    """The largest sum of a map, of features up to 255 in fours, is below 2^24 in float32."""
+    map_ = np.array([[-16000, 16000], [449, 448]])
+    assert 4 * 255 * (16000 + 449) >= 1 << 24 > 4 * 255 * (16000 + 448)
+    assert exact_float(map_, 255) is np.float64
+    assert exact_float(map_[:, 1:], 255) is exact_float(map_, 254) is np.float32
+    assert exact_float(np.zeros((0, 3), np.int8), 255) is np.float32
 
 
 def test_a_walk_visits_every_latent_once_and_tells_its_class(fitted):

@@ -83,8 +83,10 @@ def test_npz_round_trip(tmp_path):
         "max_bits": 10,
         "settings": [],
     }
-    for compressed in (False, True):
-        save_npz(tmp_path / "x", arrays, compressed)  # the name stays as it is, without .npz added
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        save_npz(tmp_path / "x", arrays, compression)  # the name stays as it is, without .npz added
+        with zipfile.ZipFile(tmp_path / "x") as archive:
+            assert {member.compress_type for member in archive.infolist()} == {compression}
         result = load_npz(tmp_path / "x")
         assert list(result) == list(arrays)
         for key, value in arrays.items():
@@ -100,15 +102,16 @@ def test_objects_are_not_saved(tmp_path):
 
 def test_bad_npz(tmp_path):
     path = tmp_path / "x.npz"
-    save_npz(path, {"x": np.arange(1000), "y": np.arange(1000)}, compressed=True)
-    data = path.read_bytes()
-    broken = bytearray(data)
-    broken[len(data) // 4] ^= 255
-    for content in (b"", b"text", data[: len(data) // 2], bytes(broken)):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="x.npz") as error:
-            load_npz(path)
-        assert "\n" not in str(error.value)
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        save_npz(path, {"x": np.arange(1000), "y": np.arange(1000)}, compression)
+        data = path.read_bytes()
+        broken = bytearray(data)
+        broken[len(data) // 4] ^= 255
+        for content in (b"", b"text", data[: len(data) // 2], bytes(broken)):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="x.npz") as error:
+                load_npz(path)
+            assert "\n" not in str(error.value)
     with open(path, "wb") as file:
         np.save(file, np.eye(2))
     with pytest.raises(UserError, match="single array"):

@@ -362,9 +362,9 @@ def test_killed_while_writing_results(evaluated, evaluated_copy):
     code = (
         "import os, signal, sys, numpy as np\n"
         "from vbq.files import save_npz\n"
-        "def die(file, **arrays):\n"
-        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "np.savez = die\n"
+        "def die(file, array, **how):\n"
+        "    file.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "np.lib.format.write_array = die\n"
         "save_npz(sys.argv[1], {'x': np.zeros(9)})"
     )
     status = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode

@@ -59,12 +59,12 @@ def test_what_is_known_is_that_of_plain_loops(shape):
         assert (here.start, here.stop) == (bounds[group], bounds[group + 1])
         for phase, positions in enumerate(surroundings.phases):
             for most in (None, 1, 3):
-                pieces = list(surroundings.known(phase, most))
+                pieces = list(surroundings.known(phase, np.float32, most))
                 known = np.concatenate([piece for _, piece in pieces], axis=1)
                 assert [at for some, _ in pieces for at in range(len(positions))[some]] == [
                     *range(len(positions))
                 ]
-                assert known.dtype == np.float64 and all(
+                assert known.dtype == np.float32 and all(
                     piece.shape[1] <= (most or 99) for _, piece in pieces
                 )
             widths.append((group, phase, len(known), here.stop - here.start))

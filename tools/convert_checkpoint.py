@@ -5,8 +5,8 @@
     python tools/convert_checkpoint.py to-weights RUN_DIR
 
 The first turns the latest TensorFlow checkpoint into a state of `tools/train_torch.py`, the second turns that
-state into a TensorFlow checkpoint, and the third writes the latest state of either to `weights.npz`, in
-float16, to ship.
+state into a TensorFlow checkpoint, and the third writes the latest state of either to `weights.npz`, rounded,
+to ship.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def convert(direction, run_dir):
     if direction == "to-tensorflow":
         write_tensorflow(run_dir, state)
     else:
-        train_state.save_weights(run_dir, state, "float16")
+        train_state.save_weights(run_dir, state, to_ship=True)
 
 
 def main(argv=None):

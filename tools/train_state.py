@@ -11,6 +11,7 @@ import glob
 import math
 import os
 import re
+import zipfile
 
 import numpy as np
 from scipy import stats
@@ -21,6 +22,10 @@ from vbq.priors import DeepFactorizedPrior
 
 SLOTS = ("weights", "adam_m", "adam_v", "ema")
 FOLDER = "train_torch"
+# What ships is rounded. Kernels of more than MOST_EXACT weights become multiples of a power of two of at most
+# 1 / KERNEL_STEPS of their standard deviation. With 256 filters, this costs 0.01 dB (posterior samples of 24
+# validation crops), and the deflated file shrinks from the 16 MB of float16 alone to 12.8 MB.
+KERNEL_STEPS, MOST_EXACT = 128, 100_000
 
 
 def weight_shapes(config):
@@ -216,10 +221,26 @@ def save(run_dir, state, part_bytes=15e6):
     save_weights(run_dir, state)
 
 
-def save_weights(run_dir, state, dtype=np.float32):
-    """Writes the result of a state, the weights or their average, to `weights.npz` for `load_run`."""
-    arrays = {k: v.astype(dtype) for k, v in result(state).items()}
-    save_npz(os.path.join(run_dir, "weights.npz"), {**arrays, "global_step": np.int64(state["global_step"])})
+def save_weights(run_dir, state, to_ship=False):
+    """Writes the result of a state, the weights or their average, to `weights.npz` for `load_run`.
+
+    Args:
+      run_dir: str.
+      state: dict, a state.
+      to_ship: bool, whether the file is to be small: weights are then rounded, see `rounded`.
+    """
+    arrays = {k: rounded(k, v) if to_ship else v for k, v in result(state).items()}
+    arrays["global_step"] = np.int64(state["global_step"])
+    compression = zipfile.ZIP_DEFLATED if to_ship else zipfile.ZIP_STORED
+    save_npz(os.path.join(run_dir, "weights.npz"), arrays, compression)
+
+
+def rounded(name, weights):
+    """Rounds weights of a name to float16, and those of large kernels to few steps, which deflate well."""
+    if "kernel" in name and weights.size > MOST_EXACT:
+        step = 2.0 ** np.floor(np.log2(weights.std() / KERNEL_STEPS))
+        weights = np.round(weights / step) * step
+    return weights.astype(np.float16)
 
 
 def cut_rows(path, step):

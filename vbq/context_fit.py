@@ -96,10 +96,10 @@ def fit_arrays(counts, indices):
         channels = order[surroundings.open_group(group)]
         for phase, positions in enumerate(surroundings.phases):
             here = np.ix_(positions, channels)
-            _, known = next(surroundings.known(phase))
-            known = known.T.astype(np.uint16, order="C")
+            _, known = next(surroundings.known(phase, np.uint16))
+            known = np.ascontiguousarray(known.T)
             map_ = regression(known, used[here])
-            weights.append(map_.astype(np.int16).ravel())
+            weights.append(map_.astype(np.int8).ravel())
             predicted = known.astype(np.float64) @ map_
             if len(positions):
                 levels = np.quantile(predicted, np.arange(1, CLASSES_OF_PHASE) / CLASSES_OF_PHASE, axis=0)
@@ -116,8 +116,9 @@ def regression(known, used):
     """Least-squares linear map from known features [p, m] to code lengths [p, n], with a ridge.
 
     Returns:
-      float64 [m, n], integers of up to 15 bits. Each column is scaled to the largest that fits: only the
-      order of a channel's predictions matters.
+      float64 [m, n], integers from -127 to 127. Each column is scaled to the largest that fits: only the
+      order of a channel's predictions matters. With up to 32767, files are larger by a third, and the rate at
+      lambda 1 is the same within 0.01 %.
     """
     x, y = known.astype(np.float32), used.astype(np.float32)
     if not x.size:
@@ -127,7 +128,7 @@ def regression(known, used):
     square = (x.T @ x).astype(np.float64)
     square[np.diag_indices(len(square))] += RIDGE * np.trace(square) / len(square) + 1
     map_ = np.linalg.solve(square, (x.T @ y).astype(np.float64))
-    return np.round(map_ * (32767 / np.maximum(np.abs(map_).max(axis=0), 1e-30)))
+    return np.round(map_ * (127 / np.maximum(np.abs(map_).max(axis=0), 1e-30)))
 
 
 def best_exponents(lengths, used, classes):

@@ -9,7 +9,8 @@ p for b < 1, more certain for b > 1. What the validation latents of the class to
 counts are mixed with the expectation: a class whose latents are many follows its own counts.
 
 Encoder and decoder must agree to the last bit on every machine. So everything that both compute is computed
-in integers, or in float64 that is exact because all values are integers below 2^53.
+in integers, or in floats that are exact because all values are integers below 2^24 (float32) or 2^53
+(float64).
 
 Axis letters: N images, h, w latent positions, P = N h w all positions, C channels, K code points, S symbols
 of all channels, L lambdas, Q classes (the first half belong to the first phase), n channels of a group, p
@@ -39,6 +40,8 @@ CLASSES = PHASES * CLASSES_OF_PHASE
 EXPONENT_UNIT = 64  # exponents are integers, in 1/64
 MOST_EXPONENT = 8
 BLOCK_POSITIONS = 1 << 13  # positions whose predictions are computed at a time
+# Up to here, a float holds all integers.
+LARGEST_INTEGER = {np.float32: 1 << 24, np.float64: 1 << 53}
 # The expectation p^b / Z has the weight of so many latents beside the counts of a class. On six Kodak images,
 # 10 to 300 give the same rate within 0.1 %, and counts save 3.4 % of it.
 PRIOR_LATENTS = 128
@@ -51,7 +54,8 @@ class Contexts:
 
     Attributes:
       order: int16 [L, C], the channels in the order of coding, those with the most bits first.
-      weights: int16 [L, weight_count(C)], the linear maps one after the other, see `surroundings.map_shapes`.
+      weights: int8 [L, weight_count(C)], the linear maps one after the other, see `surroundings.map_shapes`;
+        int16 in fits of before 2026-11-27.
       thresholds: int64 [L, C, 2, Q / 2 - 1] ascending, between the classes of a phase.
       exponents: uint16 [L, C, Q], in 1/64.
       symbol_starts: int64 [L + 1], where the symbols of each lambda begin in `class_counts`; or None.
@@ -79,8 +83,8 @@ class Contexts:
         found = [x.shape for x in (weights, thresholds, exponents)]
         if found != expected:
             raise ValueError(f"arrays of contexts have shapes {found} instead of {expected}")
-        types = [x.dtype for x in (order, weights, thresholds, exponents)]
-        if types != [np.int16, np.int16, np.int64, np.uint16]:
+        types = [x.dtype for x in (order, thresholds, exponents)]
+        if types != [np.int16, np.int64, np.uint16] or weights.dtype not in (np.int8, np.int16):
             raise ValueError("arrays of contexts have wrong types")
         is_permutation = (np.sort(order, axis=1) == np.arange(channels)).all()
         most = MOST_EXPONENT * EXPONENT_UNIT
@@ -209,7 +213,8 @@ class ContextModel:
         self._maps, first = {}, 0
         for group, phase, known, predicted in map_shapes(len(order)):
             last = first + known * predicted
-            self._maps[group, phase] = weights[first:last].reshape(known, predicted).astype(np.float64)
+            map_ = weights[first:last].reshape(known, predicted)
+            self._maps[group, phase] = map_.T.astype(exact_float(map_, int(self.features.max())))
             first = last
 
     @functools.cached_property
@@ -292,9 +297,12 @@ class ContextModel:
 
     def _classify(self, surroundings, group, phase, channels):
         """Classes of the latents of a group and phase: uint8 [n, p]."""
-        map_, thresholds = self._maps[group, phase].T, self.thresholds[channels, phase].astype(np.float64)
+        map_ = self._maps[group, phase]
+        # No prediction is as large as the limit, so nothing changes where a threshold is beyond it.
+        limit = LARGEST_INTEGER[map_.dtype.type]
+        thresholds = self.thresholds[channels, phase].clip(-limit, limit).astype(map_.dtype)
         classes = np.empty((len(channels), len(surroundings.phases[phase])), np.uint8)
-        for some, known in surroundings.known(phase, BLOCK_POSITIONS):
+        for some, known in surroundings.known(phase, map_.dtype, BLOCK_POSITIONS):
             classes[:, some] = classify(map_ @ known, thresholds)
         classes += np.uint8(phase * CLASSES_OF_PHASE)
         return classes
@@ -333,8 +341,19 @@ class ContextModel:
         return classes.astype(np.int64) * len(self.symbols.firsts) + symbols
 
 
+def exact_float(map_, most):
+    """The smaller of float32 and float64 in which all predictions of a map are exact, as are their parts.
+
+    Args:
+      map_: int [known, predicted].
+      most: int, the largest feature. What is known are features and sums of four features.
+    """
+    largest = 4 * most * int(np.abs(map_.astype(np.int64)).sum(axis=0).max(initial=0))
+    return np.float32 if largest < LARGEST_INTEGER[np.float32] else np.float64
+
+
 def classify(predicted, thresholds):
-    """How many of the thresholds float64 [n, T] each prediction [n, p] reaches: uint8 [n, p]."""
+    """How many of the thresholds float [n, T] each prediction [n, p] reaches: uint8 [n, p]."""
     classes = np.zeros(predicted.shape, np.uint8)
     for threshold in thresholds.T:
         classes += (predicted >= threshold[:, None]).view(np.uint8)

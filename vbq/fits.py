@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,7 @@ class SavedFit:
     """
 
     base = ""
-    compressed_file = False  # whether its file is deflated
+    compression = zipfile.ZIP_LZMA  # of its file, see `files.save_npz`
 
     def __init__(self, provenance=None):
         self.provenance = provenance or {}
@@ -104,7 +105,7 @@ class SavedFit:
         Raises:
           UserError: the file cannot be written.
         """
-        save_npz(path, {**self.provenance, **self.arrays()}, compressed=self.compressed_file)
+        save_npz(path, {**self.provenance, **self.arrays()}, self.compression)
 
     @classmethod
     def load(cls, path):

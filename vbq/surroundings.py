@@ -92,15 +92,16 @@ class Surroundings:
         self._features = np.zeros((self._end - self._start, len(self._in_order)), np.uint8)
         return slice(self._start, self._end)
 
-    def known(self, phase, most=None):
+    def known(self, phase, dtype, most=None):
         """Goes through what is known at the positions of a phase.
 
         Args:
           phase: int.
+          dtype: type of the arrays. The values are integers up to 4 * 255.
           most: int, number of positions at a time; None for all at once.
 
         Yields:
-          slice of the phase's positions, and float64 [known, positions of the slice], see `map_shapes`.
+          slice of the phase's positions, and array [known, positions of the slice], see `map_shapes`.
         """
         positions = self.phases[phase]
         own = self._direct_sums() if phase else np.empty((0, len(self._in_order)), np.uint16)
@@ -108,7 +109,7 @@ class Surroundings:
         for first in range(0, max(len(positions), 1), max(most, 1)):  # at least once
             last = min(first + most, len(positions))
             before = self._closed[:, : self._start, begin + first : begin + last]
-            known = np.empty((3 * self._start + len(own), last - first))
+            known = np.empty((3 * self._start + len(own), last - first), dtype)
             known[: 3 * self._start].reshape(before.shape)[...] = before
             known[3 * self._start :] = own.take(positions[first:last], axis=1)
             yield slice(first, last), known
