@@ -181,9 +181,10 @@ def main(argv=None):
     )
     parser.add_argument("--kodak", default=os.environ.get("KODAK_DIR", ""), help="folder of the Kodak images")
     args = parser.parse_args(argv)
-    from inputs import CHECKPOINTS, HEIGHT, SHIPPED, WIDTH, Inputs
+    from inputs import HEIGHT, WIDTH, Inputs
 
     from codec import codec_of
+    from tools.shipped import CHECKPOINTS, RUN
     from vbq.runs import load_run
 
     fine = True
@@ -198,7 +199,7 @@ def main(argv=None):
         print(
             "| channels | | network | all else | ratio | first image | parts |\n| - | - | - | - | - | - | - |"
         )
-        shipped = [] if args.quick else [load_run(CHECKPOINTS, SHIPPED)]
+        shipped = [] if args.quick else [load_run(CHECKPOINTS, RUN)]
         for run in [inputs.load(kind) for kind in kinds] + shipped:
             lines, good = shares(codec_of(run), image, args.rounds, not args.quick)
             print("\n".join(lines), flush=True)

@@ -16,10 +16,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
 
 import numpy as np
-from inputs import CHECKPOINTS, SHIPPED
 from peer_codecs import Pillow
 from PIL import Image, features
 
+from tools.shipped import CHECKPOINTS, RUN
 from vbq.command import UserError, progress, run_main
 from vbq.files import find_images
 from vbq.images import center_crop, read_image
@@ -88,7 +88,7 @@ def main(argv=None):
     parser.add_argument(
         "--checkpoint_dir", default=CHECKPOINTS, help="directory of runs (default: the one that ships)"
     )
-    parser.add_argument("--runname", default=SHIPPED, help="name of a run (default: the model that ships)")
+    parser.add_argument("--runname", default=RUN, help="name of a run (default: the model that ships)")
     parser.add_argument(
         "--psnr", type=float, nargs="+", default=[28, 30, 32, 34, 36], help="dB, RGB (default: %(default)s)"
     )

@@ -9,11 +9,12 @@ import json
 import os
 
 import numpy as np
-from measure import ROOT, quiet
+from measure import quiet
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from quantizers import QUANTIZERS
+from tools.shipped import CHECKPOINTS, RUN
 from vbq.config import ModelConfig
 from vbq.files import find_images, load_npz, save_npz
 from vbq.fits import FitOptions, FitStore
@@ -22,11 +23,6 @@ from vbq.runs import load_run
 from vbq.validation import Validation
 
 WIDTH, HEIGHT = 752, 496  # pixels, of the evaluation's crops of Kodak images
-CHECKPOINTS = os.path.join(ROOT, "checkpoints")
-SHIPPED = (
-    "bls2017_vae-num_filters=256_256_256-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
-    "-likelihood_variance=0.001-last_step=336000"
-)
 
 
 def model_config(num_filters):
@@ -160,7 +156,7 @@ class Inputs:
 
     def large_run(self):
         """A copy, without its fits, of the shipped run of 256 filters (quick: of the small run)."""
-        source = os.path.join(*self.small_run()) if self.quick else os.path.join(CHECKPOINTS, SHIPPED)
+        source = os.path.join(*self.small_run()) if self.quick else os.path.join(CHECKPOINTS, RUN)
         return self._copy(source, "large")
 
     def copy_run(self, kind, name):
@@ -201,7 +197,7 @@ class Inputs:
     def large_fits(self):
         """The shipped run's fits if they are of its weights; otherwise, or if quick, fits to a few crops."""
         if not self.quick:
-            shipped = saved_fits(os.path.join(CHECKPOINTS, SHIPPED), self.load("large_run").fingerprint)
+            shipped = saved_fits(os.path.join(CHECKPOINTS, RUN), self.load("large_run").fingerprint)
             if all(shipped):
                 return shipped
         return self.fits("large_run", self.pick(20, 4))

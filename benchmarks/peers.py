@@ -20,10 +20,11 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, os.pardir), os.path.join(HERE, os.pardir, "tools"), HERE]
 
-from make_results import CHECKPOINTS, RUN, published_curves
+from make_results import published_curves
 from peer_codecs import Pillow
 from peer_runs import Peer, curves_of, measure_all
 from PIL import Image, features
+from shipped import CHECKPOINTS, RUN
 
 from vbq.baselines import JPEG_QUALITIES, are_named_as_kodak
 from vbq.bd_rates import QUALITIES, NotComparable, bd_rate

@@ -15,15 +15,15 @@ GOLDEN_RUN = (
     "bls2017_vae-num_filters=8_8_8-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
     "-likelihood_variance=0.001-last_step=1500"
 )
-SHIPPED_RUN = (
-    "bls2017_vae-num_filters=256_256_256-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
-    "-likelihood_variance=0.001-last_step=336000"
-)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for path in (os.path.join(ROOT, "tools"), ROOT):
     if path not in sys.path:
         sys.path.insert(0, path)
+
+import shipped
+
+SHIPPED_RUN = shipped.RUN
 
 
 def pytest_configure():

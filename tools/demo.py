@@ -16,15 +16,13 @@ from sklearn.datasets import load_sample_images
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
+from shipped import RUN
+
 import bls2017_vae
 from utils import evaluate_compression_jpg
 from vbq.command import Parser, UserError, run_main
 from vbq.metrics import ImageMetrics
 
-SHIPPED = (
-    "bls2017_vae-num_filters=256_256_256-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
-    "-likelihood_variance=0.001-last_step=336000"
-)
 TRAIN_WIDTH = 384  # of 640 pixels
 TRAINING = shlex.split(
     "--verbose --checkpoint_dir demo/checkpoints --train_glob 'demo/train/*.png' --log_dir demo/tf_logs "
@@ -84,9 +82,9 @@ def use_shipped_model():
 
     print(
         f"\nThe model that ships, on scikit-learn's flower.jpg, in {JOINT_STEPS} joint steps "
-        f"(checkpoints/{SHIPPED}):"
+        f"(checkpoints/{RUN}):"
     )
-    model = bls2017_vae.load_run("checkpoints", SHIPPED)
+    model = bls2017_vae.load_run("checkpoints", RUN)
     image = load_sample_images().images[1]
     pixels = image.shape[0] * image.shape[1]
     metrics = ImageMetrics(image)

@@ -18,6 +18,8 @@ from PIL import Image
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
+from shipped import CHECKPOINTS, RUN
+
 import post_process
 from quantizers import QUANTIZERS, Posterior
 from utils import evaluate_compression_jpg
@@ -31,11 +33,7 @@ from vbq.metrics import ImageMetrics
 from vbq.results import results_path
 from vbq.runs import load_run
 
-CHECKPOINTS, RESULTS = os.path.join(ROOT, "checkpoints"), os.path.join(ROOT, "results")
-RUN = (
-    "bls2017_vae-num_filters=256_256_256-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
-    "-likelihood_variance=0.001-last_step=336000"
-)
+RESULTS = os.path.join(ROOT, "results")
 PUBLISHED = os.path.join(RESULTS, "published", "kodak_psnr_rgb_curves.csv")
 VARIANTS = {  # arguments of post_process.py
     "VBQ": [],

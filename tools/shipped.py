@@ -1,0 +1,9 @@
+"""Where the model that ships is, for the tools, the benchmarks and the tests."""
+
+import os
+
+CHECKPOINTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "checkpoints")
+RUN = (
+    "bls2017_vae-num_filters=256_256_256-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
+    "-likelihood_variance=0.001-last_step=336000"
+)
