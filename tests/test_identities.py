@@ -74,7 +74,6 @@ def test_different_quantizers_of_the_same_arrays_have_different_identities():
         (ChannelwisePriorCDFQuantizer, "", "b7f32569e8c36eac"),
         (ChannelwisePriorCDFQuantizer, "-passes=20", "ad0581c720442196"),
         (ChannelwisePriorCDFQuantizer, "-passes=20-contexts", "28089767e99e1f37"),
-        (ChannelwisePriorCDFQuantizer, "-passes=20-contexts-fit=df9e9aa375ad0826", "df9e9aa375ad0826"),
         (DecoderGains, "", "a01ff73046c1e988"),
         (DecoderGains, "-passes=20", "31e6f5ca6b64b5d7"),
         (DecoderGains, "-passes=20-contexts", "a96a65575bea688c"),

@@ -5,19 +5,22 @@ by more than 0.5 % alters the results that are published.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from codec_runs import fit_path, validation_latents
-from conftest import GOLDEN, ROOT, SHIPPED_RUN
+from conftest import GOLDEN, SHIPPED_RUN
+from shipped import CHECKPOINTS, LEARNED_PRIOR_RUN
 from sklearn.datasets import load_sample_images
 
 from quantizers import ChannelwisePriorCDFQuantizer, Posterior
-from vbq import code_lengths
+from vbq import code_lengths, tiling
 from vbq.files import load_npz
 from vbq.fits import FitOptions
 from vbq.gains import DecoderGains
 from vbq.image_codec import Codec, Encoder
+from vbq.metrics import ImageMetrics
 from vbq.runs import load_run
 from vbq.search import cheapest
 
@@ -41,7 +44,7 @@ def photograph():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_run(os.path.join(ROOT, "checkpoints"), SHIPPED_RUN)
+    return load_run(CHECKPOINTS, SHIPPED_RUN)
 
 
 def codec_of_fit(run, passes, contexts, gains=False):
@@ -76,6 +79,20 @@ def test_two_rounds_in_contexts_cost_less_than_one(shipped, photograph):
             for indices in (once, encoder.quantize(lamb, lamb_index))
         ]
         assert costs[1] < (1 - 2e-4) * costs[0]
+
+
+@pytest.mark.slow
+def test_the_model_with_a_learned_prior_decodes_what_it_encodes(photograph):
+    run = load_run(CHECKPOINTS, LEARNED_PRIOR_RUN)
+    assert run.step == 14000 and run.model.prior
+    mean, std = tiling.encode(run, photograph)
+    x_hat = tiling.decode(run, lambda z: z, mean, *photograph.shape[:2])
+    assert ImageMetrics(photograph).evaluate(x_hat)["PSNR (RGB)"] == pytest.approx(32.30, abs=0.05)
+    assert 0 < np.median(std) < 1
+
+
+def test_what_ships_is_small():
+    assert sum(path.stat().st_size for path in Path(CHECKPOINTS).rglob("*") if path.is_file()) < 48e6
 
 
 # Fits, on validation latents that they have not seen.
