@@ -117,8 +117,8 @@ def regression(known, used):
 
     Returns:
       float64 [m, n], integers from -127 to 127. Each column is scaled to the largest that fits: only the
-      order of a channel's predictions matters. With up to 32767, files are larger by a third, and the rate at
-      lambda 1 is the same within 0.01 %.
+      order of a channel's predictions matters. With up to 32767, the maps take 2.6 times as much of the file,
+      and the rate is the same within 0.01 % (lambda 1, six Kodak images).
     """
     x, y = known.astype(np.float32), used.astype(np.float32)
     if not x.size:
