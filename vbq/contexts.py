@@ -210,11 +210,11 @@ class ContextModel:
         self.order, self.thresholds, self.exponents = order, thresholds, exponents
         # With more than 2047 code points, weights are smaller, so that their sum stays below 2^38.
         self._shift = max(self.lengths.shape[1].bit_length() - 11, 0)
-        self._maps, first = {}, 0
+        self._maps, first, most = {}, 0, int(self.features.max())
         for group, phase, known, predicted in map_shapes(len(order)):
             last = first + known * predicted
             map_ = weights[first:last].reshape(known, predicted)
-            self._maps[group, phase] = map_.T.astype(exact_float(map_, int(self.features.max())))
+            self._maps[group, phase] = map_.T.astype(exact_float(map_, most))
             first = last
 
     @functools.cached_property
