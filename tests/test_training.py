@@ -17,7 +17,7 @@ from conftest import ROOT
 from small_runs import TINY, flags_of, log_of, run_dir_of, save_photographs, train_interrupted, weights_of
 
 import bls2017_vae
-from vbq.checkpoints import latest_state, named_weights, read_checkpoint
+from vbq.checkpoints import Saver, latest_state, named_weights, read_checkpoint
 from vbq.command import run_main
 from vbq.files import save_npz
 from vbq.trainer import METRICS
@@ -110,6 +110,19 @@ def test_every_line_of_progress_has_its_row_also_the_first_and_the_last(tmp_path
         )
         pixels = 16**2  # of a crop
         assert float(row["loss_per_pixel"]) == pytest.approx(float(row["loss"]) / pixels, rel=1e-4)
+
+
+def test_row_of_a_step_is_written_before_its_checkpoint(tmp_path, photographs, monkeypatch):
+    flags = flags_of(photographs, tmp_path, "--last_step", "3", "--save_checkpoint_secs", "0")
+    found, save = [], Saver.save
+
+    def checked(saver):
+        found.append((int(saver.step.numpy()), log_of(saver.run_dir)[-1]["step"]))
+        save(saver)
+
+    monkeypatch.setattr(Saver, "save", checked)
+    assert bls2017_vae.main(flags) == 0
+    assert found == [(1, "1"), (2, "2"), (3, "3"), (3, "3")]  # the last one at the end
 
 
 # Stopping and continuing.
@@ -341,7 +354,7 @@ def test_two_devices_and_two_workers_give_the_losses_of_one(tmp_path, whole):
     reference = weights_of(whole)
     for flags in (mirrored, multiworker):
         found = {row["step"]: float(row["loss"]) for row in log_of(run_dir_of(flags))}
-        assert len(found) >= 7  # the metrics of the step at which a worker died may be lost
+        assert len(found) >= 7  # the metrics of the step at which a worker died may be lost, no others
         assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-4)
         weights = weights_of(flags)
         for name, value in reference.items():

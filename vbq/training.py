@@ -252,9 +252,11 @@ def _loop(trainer, batches, config, log, saver):
         )
         log.add(step, metrics)
         if saver:
-            log.write(trainer.model, x)
-            if saver.due():
+            is_due = saver.due()
+            if is_due:
                 log.flush()
+            log.write(trainer.model, x)  # before the checkpoint: whoever goes on from it starts after its row
+            if is_due:
                 saver.save()
     log.flush()
     if saver:
