@@ -161,10 +161,20 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
         flat = (x.reshape(-1, len(code_points)) for x in (mean, std))
         bit_length_counts, index_counts, shifts = code_lengths.fit_counts(code_points, *flat, lambs, passes)
         result = cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts, provenance)
-        if not contexts:
-            return result
-        found = fit_contexts(result.codebook, index_counts, lambs, mean, std)
-        return cls(code_points, lambs, bit_length_counts, index_counts, passes, shifts, provenance, found)
+        return result.with_contexts_fitted_to(mean, std) if contexts else result
+
+    def with_contexts_fitted_to(self, mean, std):
+        """Adds contexts to a fit that has none.
+
+        Args:
+          mean, std: float32 [N, h, w, C], the posterior that it was fitted to.
+
+        Returns:
+          ChannelwisePriorCDFQuantizer with the same tables.
+        """
+        tables = self.code_points, self.lambs, self.bit_length_counts, self.index_counts
+        contexts = fit_contexts(self.codebook, self.index_counts, self.lambs, mean, std)
+        return type(self)(*tables, self.passes, self.shifts, self.provenance, contexts)
 
     @property
     def compression(self):
@@ -201,17 +211,14 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
 
     @classmethod
     def fit_to(cls, latents, options):
+        if options.contexts:
+            plain = dataclasses.replace(options, contexts=False)
+            found = latents.saved(cls, plain)  # half the work is done then
+            fit = found.quantizer if found else cls.fit_to(latents, plain)
+            return fit.with_contexts_fitted_to(latents.mean, latents.std)
         provenance = {**latents.provenance, "seed": options.seed}
         code_points = latents.code_points(options.max_bits, options.seed)
-        return cls.fit(
-            code_points,
-            latents.mean,
-            latents.std,
-            options.lambs,
-            options.passes,
-            provenance,
-            options.contexts,
-        )
+        return cls.fit(code_points, latents.mean, latents.std, options.lambs, options.passes, provenance)
 
     def unmet(self, options):
         found = {

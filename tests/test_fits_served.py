@@ -26,6 +26,7 @@ from quantizers import (
     QUANTIZERS,
     ChannelwisePriorCDFQuantizer,
 )
+from vbq import code_lengths
 from vbq.files import load_npz, save_npz
 from vbq.fits import FitStore
 from vbq.latents import PriorFit, ValidationLatents
@@ -147,6 +148,19 @@ def test_a_saved_prior_serves_other_numbers_of_bits(run, capsys):
     prior = PriorFit.load(os.path.join(run.path, "prior.npz")).prior
     expected = prior.inverse_cdf(np.arange(1, 16) / 16).astype(np.float32)
     np.testing.assert_array_equal(other[0].quantizer.code_points, expected)
+
+
+def test_contexts_are_added_to_the_saved_fit_of_as_many_passes(run, monkeypatch):
+    asked = {"passes": 3, "contexts": True}
+    fresh = fit_or_load(run, images(), **asked)[0]
+    os.remove(os.path.join(run.path, fresh.name + ".npz"))
+    fit_or_load(run, images(), passes=3)
+    fit_counts, calls = code_lengths.fit_counts, []
+    monkeypatch.setattr(code_lengths, "fit_counts", lambda *args: calls.append(args) or fit_counts(*args))
+    for rebuild in (False, True):
+        fit = fit_or_load(run, images(), rebuild, **asked)[0].quantizer
+        assert fit.contexts and fit.identity() == fresh.quantizer.identity()
+        assert len(calls) == rebuild
 
 
 def test_latents_are_computed_when_they_are_needed(saved_run):

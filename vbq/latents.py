@@ -51,8 +51,8 @@ class ValidationLatents:
         Args:
           run: runs.Run.
           validation: validation.Validation.
-          store: FitStore, for the prior.
-          rebuild: bool, whether to fit the prior again where a saved one would serve.
+          store: FitStore, for the prior and other fits to build on.
+          rebuild: bool, whether to fit everything again where a saved fit would serve.
         """
         self._run, self._validation, self._store, self._rebuild = run, validation, store, rebuild
         self.provenance = {"model_fingerprint": run.fingerprint, "validation": validation.label}
@@ -74,6 +74,18 @@ class ValidationLatents:
     def std(self):
         return self._posterior[1]
 
+    def saved(self, kind, options):
+        """Finds a saved fit to these latents.
+
+        Args:
+          kind: subclass of `SavedFit`.
+          options: FitOptions.
+
+        Returns:
+          fits.Fit, or None where there is none, or all fits are to be made again.
+        """
+        return None if self._rebuild else self._store.find(kind, options, self._validation.label)[0]
+
     def code_points(self, max_bits, seed):
         """Returns quantiles of the empirical prior: float64 [C, K].
 
@@ -86,10 +98,11 @@ class ValidationLatents:
         Raises:
           UserError: the latents are not finite, or the prior cannot be saved.
         """
-        store, options = self._store, FitOptions(max_bits=max_bits, seed=seed)
-        found, _ = (None, None) if self._rebuild else store.find(PriorFit, options, self._validation.label)
+        options = FitOptions(max_bits=max_bits, seed=seed)
+        found = self.saved(PriorFit, options)
         if not found:
             note("fits the prior")
             prior = DeepFactorizedPrior.fit(self.mean.reshape(-1, self.mean.shape[-1]), seed)
-            found = store.save(PriorFit(prior, {**self.provenance, "seed": seed}), options, self._rebuild)
+            fit = PriorFit(prior, {**self.provenance, "seed": seed})
+            found = self._store.save(fit, options, self._rebuild)
         return found.quantizer.prior.inverse_cdf(code_point_probabilities(max_bits))
