@@ -213,8 +213,11 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
     def fit_to(cls, latents, options):
         if options.contexts:
             plain = dataclasses.replace(options, contexts=False)
-            found = latents.saved(cls, plain)  # half the work is done then
-            fit = found.quantizer if found else cls.fit_to(latents, plain)
+            found = latents.saved(cls, plain)
+            if found and list(found.quantizer.lambs) == cls.settings_of(options):
+                fit = found.quantizer  # which took as long as contexts take
+            else:
+                fit = cls.fit_to(latents, plain)
             return fit.with_contexts_fitted_to(latents.mean, latents.std)
         provenance = {**latents.provenance, "seed": options.seed}
         code_points = latents.code_points(options.max_bits, options.seed)

@@ -161,6 +161,9 @@ def test_contexts_are_added_to_the_saved_fit_of_as_many_passes(run, monkeypatch)
         fit = fit_or_load(run, images(), rebuild, **asked)[0].quantizer
         assert fit.contexts and fit.identity() == fresh.quantizer.identity()
         assert len(calls) == rebuild
+    fit_or_load(run, images(), passes=4)
+    few = fit_or_load(run, images(), passes=4, contexts=True, lambs=(8.0,))[0].quantizer
+    assert few.lambs.tolist() == [8.0]  # not those of the saved fit
 
 
 def test_latents_are_computed_when_they_are_needed(saved_run):

@@ -354,7 +354,7 @@ def test_two_devices_and_two_workers_give_the_losses_of_one(tmp_path, whole):
     reference = weights_of(whole)
     for flags in (mirrored, multiworker):
         found = {row["step"]: float(row["loss"]) for row in log_of(run_dir_of(flags))}
-        assert len(found) >= 7  # the metrics of the step at which a worker died may be lost, no others
+        assert len(found) >= 7  # only the metrics of the step at which a worker died may be lost
         assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-4)
         weights = weights_of(flags)
         for name, value in reference.items():

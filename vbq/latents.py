@@ -51,7 +51,7 @@ class ValidationLatents:
         Args:
           run: runs.Run.
           validation: validation.Validation.
-          store: FitStore, for the prior and other fits to build on.
+          store: FitStore, which keeps the prior and has the fits that others build on.
           rebuild: bool, whether to fit everything again where a saved fit would serve.
         """
         self._run, self._validation, self._store, self._rebuild = run, validation, store, rebuild
@@ -82,7 +82,7 @@ class ValidationLatents:
           options: FitOptions.
 
         Returns:
-          fits.Fit, or None where there is none, or all fits are to be made again.
+          fits.Fit; None if no saved fit serves, or with `rebuild`.
         """
         return None if self._rebuild else self._store.find(kind, options, self._validation.label)[0]
 
