@@ -1,8 +1,8 @@
-# make demo    trains a small model for a minute, evaluates and plots it, then codes a photograph with the model that ships
+# make demo    trains a small model for a minute, evaluates and plots it, then codes a photograph with the better model that ships
 # make test    runs all tests
 # make quick   runs all tests except the slow ones
 # make lint    checks the style of the code and the direction of its imports
-# make results KODAK_DIR=/path/to/kodak   makes the figures and tables under results/ from the shipped model
+# make results KODAK_DIR=/path/to/kodak   makes the figures and tables under results/ from the models that ship
 # make bench   runs the benchmarks
 # make peers KODAK_DIR=/path/to/kodak   compares the codec with JPEG, WebP, AVIF, JPEG 2000 and CompressAI
 # make venv    makes .venv, which every other target does first

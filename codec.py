@@ -67,7 +67,8 @@ def codec_of(run, data=None):
     if data:
         raise UserError(
             f"the file was written with another run or fit (fingerprint {fingerprint}) than {run.name} has: "
-            + (found or "it has none")
+            f"{found or 'it has none'}; try the other runs of {os.path.dirname(run.path)}, or see 'Files of "
+            "earlier fits' in docs/file_format.md"
         )
     raise UserError(
         f"{run.path}: no fit to compress with; make one with post_process.py: "

@@ -3,11 +3,11 @@
     python benchmarks/codec_shares.py            752 x 496 pixels, then 4000 x 3000: some minutes on two cores
     python benchmarks/codec_shares.py --quick    all with tiny sizes: tries the benchmark
 
-The models and photographs are those of `run.py`, and the shipped model with contexts. The time of all that is
-not the network is given for images after the first one, and how much more the first image of a process takes,
-for which tables are made. Rounds with new tables and with kept ones alternate, and the least of their times
-count. All else should take at most half as long as the network with contexts, and less than it without; the
-exit status is 1 if it does not, or if a result is wrong.
+The models and photographs are those of `run.py`, and the better model that ships, with contexts. The time
+of all that is not the network is given for images after the first one, and how much more the first image of
+a process takes, for which tables are made. Rounds with new tables and with kept ones alternate, and the
+least of their times count. All else should take at most half as long as the network with contexts, and less
+than it without; the exit status is 1 if it does not, or if a result is wrong.
 """
 
 import argparse

@@ -86,9 +86,9 @@ def main(argv=None):
     )
     parser.add_argument("images", help="glob")
     parser.add_argument(
-        "--checkpoint_dir", default=CHECKPOINTS, help="directory of runs (default: the one that ships)"
+        "--checkpoint_dir", default=CHECKPOINTS, help="directory of runs (default: that of the project)"
     )
-    parser.add_argument("--runname", default=RUN, help="name of a run (default: the model that ships)")
+    parser.add_argument("--runname", default=RUN, help="name of a run (default: the better model that ships)")
     parser.add_argument(
         "--psnr", type=float, nargs="+", default=[28, 30, 32, 34, 36], help="dB, RGB (default: %(default)s)"
     )

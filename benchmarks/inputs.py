@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from quantizers import QUANTIZERS
-from tools.shipped import CHECKPOINTS, RUN
+from tools.shipped import CHECKPOINTS, PAPER_RUN
 from vbq.config import ModelConfig
 from vbq.files import find_images, load_npz, save_npz
 from vbq.fits import FitOptions, FitStore
@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 752, 496  # pixels, of the evaluation's crops of Kodak images
 
 
 def model_config(num_filters):
-    """The `ModelConfig` of a small model: the shipped one's, with other numbers of filters."""
+    """The `ModelConfig` of a small model: that of the paper's model, with other numbers of filters."""
     return ModelConfig(tuple(num_filters), (9, 5, 5), (4, 2, 2), likelihood_variance=0.001)
 
 
@@ -155,8 +155,8 @@ class Inputs:
         save_run(path, dataclasses.asdict(config), {**weights, "global_step": steps})
 
     def large_run(self):
-        """A copy, without its fits, of the shipped run of 256 filters (quick: of the small run)."""
-        source = os.path.join(*self.small_run()) if self.quick else os.path.join(CHECKPOINTS, RUN)
+        """A copy, without its fits, of the paper's model, of 256 filters (quick: of the small run)."""
+        source = os.path.join(*self.small_run()) if self.quick else os.path.join(CHECKPOINTS, PAPER_RUN)
         return self._copy(source, "large")
 
     def copy_run(self, kind, name):
@@ -195,9 +195,9 @@ class Inputs:
             return post_process.fit_or_load(self.load(kind), self.validation(crops), FitOptions())
 
     def large_fits(self):
-        """The shipped run's fits if they are of its weights; otherwise, or if quick, fits to a few crops."""
+        """The fits that ship with `large_run` if they serve; otherwise, or if quick, fits to a few crops."""
         if not self.quick:
-            shipped = saved_fits(os.path.join(CHECKPOINTS, RUN), self.load("large_run").fingerprint)
+            shipped = saved_fits(os.path.join(CHECKPOINTS, PAPER_RUN), self.load("large_run").fingerprint)
             if all(shipped):
                 return shipped
         return self.fits("large_run", self.pick(20, 4))

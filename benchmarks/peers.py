@@ -242,7 +242,7 @@ def parse_args(argv=None):
     add("--images", required=True, help="image files: a glob in quotes, a folder or a file (no default)")
     add("--out", metavar="DIR", help="write peers.md and peers.png there, too; made if missing (default: no)")
     add("--checkpoint_dir", default=CHECKPOINTS, help="directory of runs (default: that of the project)")
-    add("--runname", default=RUN, help="name of the run (default: that of the model that ships)")
+    add("--runname", default=RUN, help="name of the run (default: that of the better model that ships)")
     positive, count = number(float, above=0), number(int, at_least=0)
     add(
         "--lambs",

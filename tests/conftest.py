@@ -21,10 +21,6 @@ for path in (os.path.join(ROOT, "tools"), ROOT):
     if path not in sys.path:
         sys.path.insert(0, path)
 
-import shipped
-
-SHIPPED_RUN = shipped.RUN
-
 
 def pytest_configure():
     """Makes signals act as in a terminal, also for tests that were started in the background, where some are

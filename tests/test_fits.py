@@ -297,6 +297,7 @@ def test_the_codec_names_what_it_skipped_if_no_fit_is_left(run, china):
         assert f"{bad[0]} was fitted to other weights" in message
     assert "post_process.py" in messages[0]
     assert "another run or fit" in messages[1]
+    assert "try the other runs" in messages[1] and "docs/file_format.md" in messages[1]
 
 
 def test_the_codec_names_the_fits_that_did_not_write_a_file(run, china):

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 from codec_runs import add_fit, copy_of, fails, flower, golden_fit, make_run, validation_latents
-from conftest import GOLDEN, ROOT, SHIPPED_RUN
+from conftest import GOLDEN
+from shipped import CHECKPOINTS, PAPER_RUN, RUN
 
 import codec
 from quantizers import ChannelwisePriorCDFQuantizer
@@ -181,7 +182,7 @@ def test_the_best_fit_comes_first_with_its_gains_before_it(tmp_path, fitted):
 @pytest.mark.slow
 def test_the_gains_that_ship(china):
     """On pictures that nothing was fitted to."""
-    run = load_run(os.path.join(ROOT, "checkpoints"), SHIPPED_RUN)
+    run = load_run(CHECKPOINTS, RUN)
     with_gains = codec.codec_of(run).quantizer
     assert with_gains.description == "20 passes, contexts, gains"
     store, options = FitStore(run.path, run.fingerprint), FitOptions(passes=20, contexts=True)
@@ -192,11 +193,13 @@ def test_the_gains_that_ship(china):
 
 
 @pytest.mark.slow
-def test_a_file_of_any_fit_that_ships_is_read_with_tables_that_are_kept(china):
-    run = load_run(os.path.join(ROOT, "checkpoints"), SHIPPED_RUN)
+@pytest.mark.parametrize("name, plain, with_gains", [(PAPER_RUN, 1, 1), (RUN, 3, 1)])
+def test_a_file_of_any_fit_that_ships_is_read_with_tables_that_are_kept(china, name, plain, with_gains):
+    run = load_run(CHECKPOINTS, name)
     store, image = FitStore(run.path, run.fingerprint), china[:64, :64]
     fits = [fit for fit, _ in usable(store, ChannelwisePriorCDFQuantizer)]
-    assert [fit.quantizer.gains is not None for fit in fits].count(True) == 3 and len(fits) == 6
+    found = [fit.quantizer.gains is not None for fit in fits]
+    assert (found.count(False), found.count(True)) == (plain, with_gains)
     for fit in fits:
         data = Encoder(Codec(run, fit.quantizer), image).compress(8.0).data
         assert codec.codec_of(run, data).quantizer is codec.codec_of(run, data).quantizer

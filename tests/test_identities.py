@@ -5,7 +5,7 @@ import os
 import brute_force
 import numpy as np
 import pytest
-from conftest import ROOT, SHIPPED_RUN
+from shipped import CHECKPOINTS, PAPER_RUN, RUN
 
 from quantizers import ChannelwisePriorCDFQuantizer, KmeansQuantizer, UniformQuantizer
 from vbq.contexts import Contexts
@@ -69,19 +69,19 @@ def test_different_quantizers_of_the_same_arrays_have_different_identities():
 
 
 @pytest.mark.parametrize(
-    "kind, name, fingerprint",
+    "run, kind, name, fingerprint",
     [
-        (ChannelwisePriorCDFQuantizer, "", "b7f32569e8c36eac"),
-        (ChannelwisePriorCDFQuantizer, "-passes=20", "ad0581c720442196"),
-        (ChannelwisePriorCDFQuantizer, "-passes=20-contexts", "28089767e99e1f37"),
-        (DecoderGains, "", "a01ff73046c1e988"),
-        (DecoderGains, "-passes=20", "31e6f5ca6b64b5d7"),
-        (DecoderGains, "-passes=20-contexts", "a96a65575bea688c"),
+        (PAPER_RUN, ChannelwisePriorCDFQuantizer, "", "b7f32569e8c36eac"),
+        (PAPER_RUN, DecoderGains, "", "a01ff73046c1e988"),
+        (RUN, ChannelwisePriorCDFQuantizer, "", "ab124ce0214f82ec"),
+        (RUN, ChannelwisePriorCDFQuantizer, "-passes=20", "78ec05e1551ee046"),
+        (RUN, ChannelwisePriorCDFQuantizer, "-passes=20-contexts", "b66cf9aef8d258a2"),
+        (RUN, DecoderGains, "-passes=20-contexts", "d99490db29a39e37"),
     ],
 )
-def test_the_fingerprints_of_the_shipped_fits_are_pinned(kind, name, fingerprint):
+def test_the_fingerprints_of_the_shipped_fits_are_pinned(run, kind, name, fingerprint):
     """They stand in the .vbq files that these fits have written."""
-    path = os.path.join(ROOT, "checkpoints", SHIPPED_RUN, f"{kind.__name__}-max_bits=10{name}.npz")
+    path = os.path.join(CHECKPOINTS, run, f"{kind.__name__}-max_bits=10{name}.npz")
     assert kind.load(path).identity()[:16] == fingerprint
 
 

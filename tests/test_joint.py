@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 from codec_runs import copy_of, golden_fit, make_run
-from conftest import ROOT, SHIPPED_RUN
+from conftest import ROOT
 from PIL import Image
+from shipped import RUN
 
 import codec
 from quantizers import ChannelwisePriorCDFQuantizer, Posterior
@@ -33,8 +34,8 @@ def quantizers():
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The run that ships and its best quantizer."""
-    run = load_run(CHECKPOINTS, SHIPPED_RUN)
+    """The better run that ships and its best quantizer."""
+    run = load_run(CHECKPOINTS, RUN)
     quantizer = codec.codec_of(run).quantizer
     assert quantizer.description == "20 passes, contexts, gains"
     return run, quantizer

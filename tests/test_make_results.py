@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from shipped import PAPER_RUN, RUN
 
 from quantizers import QUANTIZERS
 from vbq import plots
@@ -46,8 +47,7 @@ def test_published_curves_are_read_and_drawn(tmp_path):
 
 
 def test_every_variant_is_evaluated_on_crops_and_only_its_result_files_are_kept(tmp_path, monkeypatch):
-    for folder in ("kodak", "results"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / "kodak").mkdir()
     for i in range(24):
         Image.new("RGB", (48, 32), (i, i, i)).save(tmp_path / "kodak" / f"{i:02d}.png")
     seen = []
@@ -63,16 +63,20 @@ def test_every_variant_is_evaluated_on_crops_and_only_its_result_files_are_kept(
             with open(path, "w", encoding="utf-8") as file:
                 file.write(str(len(seen)))
         (tmp_path / args.out / "bd_rates.md").touch()
-        seen.append(names[0])
+        seen.append((args.runname, names[0]))
 
     monkeypatch.setattr(make_results.post_process, "main", main)
     monkeypatch.setattr(make_results, "RESULTS", str(tmp_path / "results"))
     make_results.evaluate(str(tmp_path / "kodak"))
-    assert len(seen) == 7
-    names = [*seen, *(kind.__name__ for kind in QUANTIZERS[1:])]
-    assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == {
-        os.path.basename(results_path("", name)): text for name, text in zip(names, "012345600")
+    assert [run for run, _ in seen] == [PAPER_RUN] * 2 + [RUN] * 5
+    found = {
+        str(path.relative_to(tmp_path / "results")): path.read_text()
+        for path in (tmp_path / "results").rglob("*")
+        if path.is_file()
     }
+    expected = {(make_results.FOLDERS[run], name): str(i) for i, (run, name) in enumerate(seen)}
+    expected |= {(make_results.FOLDERS[PAPER_RUN], kind.__name__): "0" for kind in QUANTIZERS[1:]}
+    assert found == {results_path(*place): text for place, text in expected.items()}
 
 
 def test_results_need_the_kodak_images(tmp_path):

@@ -1,4 +1,4 @@
-"""The whole experiment in small: trains for a minute, evaluates, then uses the model that ships.
+"""The whole experiment in small: trains for a minute, evaluates, then uses the better model that ships.
 
 The photographs are the two of scikit-learn. The model is trained on their left parts; their right parts are
 the test images.
@@ -37,13 +37,13 @@ NEXT = """
 What you could type next, in the project's folder, with your own photographs in place of these:
 
 source .venv/bin/activate
-RUN=$(basename checkpoints/*last_step=336000)
+RUN=$(basename checkpoints/*last_step=14000)
 
-# Compress a photograph with the model that ships.
+# Compress a photograph with the better model that ships.
 python codec.py compress checkpoints $RUN demo/test/flower.png demo/flower.vbq --bpp 0.5
 python codec.py decompress checkpoints $RUN demo/flower.vbq demo/flower.png
 
-# Evaluate the model that ships.
+# Evaluate the better model that ships.
 python post_process.py checkpoints $RUN - 'demo/test/*.png' --passes 20 --contexts --gains --out demo/results
 
 # Train a model, for ten minutes or longer.
@@ -81,7 +81,7 @@ def use_shipped_model():
     import codec
 
     print(
-        f"\nThe model that ships, on scikit-learn's flower.jpg, in {JOINT_STEPS} joint steps "
+        f"\nThe better model that ships, on scikit-learn's flower.jpg, in {JOINT_STEPS} joint steps "
         f"(checkpoints/{RUN}):"
     )
     model = bls2017_vae.load_run("checkpoints", RUN)

@@ -1,4 +1,4 @@
-"""Makes everything under results/ again: evaluates the shipped model on Kodak, draws, compares curves.
+"""Makes everything under results/ again: evaluates the models that ship on Kodak, draws, compares curves.
 
 python tools/make_results.py --kodak /path/to/kodak            # kodim01.png .. kodim24.png
 python tools/make_results.py --kodak /path/to/kodak --reuse    # from the result files under results/
@@ -18,7 +18,7 @@ from PIL import Image
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
-from shipped import CHECKPOINTS, RUN
+from shipped import CHECKPOINTS, PAPER_RUN, RUN
 
 import post_process
 from quantizers import QUANTIZERS, Posterior
@@ -26,7 +26,7 @@ from utils import evaluate_compression_jpg
 from vbq import plots, tiling
 from vbq.bd_rates import QUALITIES, bd_quality, bd_rate, increasing
 from vbq.command import Parser, UserError, run_main
-from vbq.files import atomic_write, find_images, load_npz
+from vbq.files import atomic_write, find_images, load_npz, make_folder
 from vbq.fits import DEFAULT_LEVELS
 from vbq.images import center_crop, read_image
 from vbq.metrics import ImageMetrics
@@ -35,17 +35,18 @@ from vbq.runs import load_run
 
 RESULTS = os.path.join(ROOT, "results")
 PUBLISHED = os.path.join(RESULTS, "published", "kodak_psnr_rgb_curves.csv")
-VARIANTS = {  # arguments of post_process.py
-    "VBQ": [],
-    "VBQ with gains": ["--gains"],
-    "VBQ, refined": ["--passes", "20"],
-    "VBQ, refined, with gains": ["--passes", "20", "--gains"],
-    "VBQ, contexts": ["--passes", "20", "--contexts"],
-    "VBQ, gains": ["--passes", "20", "--contexts", "--gains"],
-    "VBQ, joint": ["--passes", "20", "--contexts", "--gains", "--joint_steps", "8"],
+FOLDERS = {PAPER_RUN: "standard_normal_prior", RUN: "learned_prior"}  # of the result files of each run
+VARIANTS = {  # runs, and arguments of post_process.py
+    "VBQ": (PAPER_RUN, []),
+    "VBQ with gains": (PAPER_RUN, ["--gains"]),
+    "VBQ, learned prior": (RUN, []),
+    "VBQ, refined": (RUN, ["--passes", "20"]),
+    "VBQ, contexts": (RUN, ["--passes", "20", "--contexts"]),
+    "VBQ, gains": (RUN, ["--passes", "20", "--contexts", "--gains"]),
+    "VBQ, joint": (RUN, ["--passes", "20", "--contexts", "--gains", "--joint_steps", "8"]),
 }
 PAPER, BEST = "VBQ", "VBQ, joint"
-ONLY_IN_TABLES = "VBQ with gains", "VBQ, refined, with gains"  # the figure has curves enough
+ONLY_IN_TABLES = ("VBQ with gains",)  # the figure has curves enough
 PICTURE, PICTURE_LAMBS = "kodim23.png", (1.0, 4.0, 8.0)
 WINDOW = (40, 190, 300, 240)  # of the picture that is shown, in pixels: top, left, height, width
 
@@ -66,19 +67,25 @@ def evaluate(kodak):
         for path in paths:
             Image.fromarray(crop(read_image(path))).save(os.path.join(folder, os.path.basename(path)))
         images = os.path.join(folder, "*.png")
-        for label, arguments in VARIANTS.items():
+        for label, (run, arguments) in VARIANTS.items():
             out = os.path.join(folder, label)
-            # The baselines are the same in all variants: after the first, one level of them is enough.
+            # Baselines are kept of the paper's variant only; with the others, one level is enough.
             levels = [] if label == PAPER else ["--quantization_levels", str(DEFAULT_LEVELS[0])]
-            post_process.main([CHECKPOINTS, RUN, "-", images, "--out", out, *arguments, *levels])
+            post_process.main([CHECKPOINTS, run, "-", images, "--out", out, *arguments, *levels])
+            make_folder(results_of(label))
             for path in result_paths(label, out)[: None if label == PAPER else 1]:
-                shutil.copy(path, RESULTS)
+                shutil.copy(path, results_of(label))
 
 
 def options_of(label):
     """The `FitOptions` of a variant, and its number of joint steps."""
-    args = post_process.parse_args(["", "", "", "", *VARIANTS[label]])
+    args = post_process.parse_args(["", "", "", "", *VARIANTS[label][1]])
     return post_process.fit_options(args), args.joint_steps
+
+
+def results_of(label):
+    """The folder of the result files of a variant."""
+    return os.path.join(RESULTS, FOLDERS[VARIANTS[label][0]])
 
 
 def result_paths(label, folder):
@@ -96,8 +103,10 @@ def crop(image):
 
 def load_curves():
     """Curves of the result files, and the published ones: dict from labels to the dicts of `plots.curve`."""
-    found = {label: plots.curve(label, load_npz(result_paths(label, RESULTS)[0])) for label in VARIANTS}
-    for kind, path in list(zip(QUANTIZERS, result_paths(PAPER, RESULTS)))[1:]:
+    found = {
+        label: plots.curve(label, load_npz(result_paths(label, results_of(label))[0])) for label in VARIANTS
+    }
+    for kind, path in list(zip(QUANTIZERS, result_paths(PAPER, results_of(PAPER))))[1:]:
         found[kind.label] = plots.curve(kind.label, load_npz(path))
     return found | {one["label"]: one for one in plots.published_curves()}
 
@@ -162,10 +171,10 @@ def draw_published(path, curves):
 
 
 def draw_training(path):
-    """Draws the loss curve of the model that ships, smoothed over a thousand steps."""
+    """Draws the loss curve of the paper's model, smoothed over a thousand steps."""
     from matplotlib.figure import Figure
 
-    table = np.loadtxt(os.path.join(CHECKPOINTS, RUN, "train_torch.csv"), delimiter=",")
+    table = np.loadtxt(os.path.join(CHECKPOINTS, PAPER_RUN, "train_torch.csv"), delimiter=",")
     step, loss, kl, mse, _ = table[: len(table) // 10 * 10].reshape(-1, 10, 5).mean(axis=1).T
     pixels = 256**2  # of a patch
     step, loss = step / 1000, loss / pixels
@@ -260,7 +269,7 @@ def main(argv=None):
     for name, text in (("table.txt", table), ("bd_rates.md", deltas)):
         with atomic_write(os.path.join(RESULTS, name)) as path, open(path, "w", encoding="utf-8") as file:
             file.write(text + "\n")
-    title = "Kodak, 752 x 496: one model at every rate, and baselines"
+    title = "Kodak, 752 x 496: each curve of VBQ is one model at every rate"
     ours = [one for label, one in curves.items() if label not in (*plots.PUBLISHED, *ONLY_IN_TABLES)]
     references = [curves[label] for label in plots.PUBLISHED]
     plots.rate_distortion(os.path.join(RESULTS, "rate_distortion.png"), ours, references, title)
