@@ -53,26 +53,26 @@ def codec_of(run, data=None):
       UserError: no fit can be used, no fit wrote this file, or the file is damaged.
     """
     fingerprint = unpack(data)[0].fingerprint.hex() if data else ""
-    reasons = []
+    others, reasons = [], []
     for fit, skipped in usable(FitStore(run.path, run.fingerprint), ChannelwisePriorCDFQuantizer):
         if fit and not fit.quantizer.identity(run.fingerprint).startswith(fingerprint):
-            skipped = f"{fit.name}.npz is not the fit that wrote it"
+            others.append(f"{fit.name}.npz")
         elif fit:
             try:
                 return Codec(run, fit.quantizer)
             except UserError as error:
-                skipped = f"{fit.name}.npz: {error}"
-        reasons.append(skipped)
-    found = "; ".join(reasons)
+                reasons.append(f"{fit.name}.npz: {error}")
+        else:
+            reasons.append(skipped)
     if data:
+        found = "; ".join([f"it has {', '.join(others) or 'no fit that can be used'}", *reasons])
         raise UserError(
-            f"the file was written with another run or fit (fingerprint {fingerprint}) than {run.name} has: "
-            f"{found or 'it has none'}; try the other runs of {os.path.dirname(run.path)}, or see 'Files of "
-            "earlier fits' in docs/file_format.md"
+            f"the file needs the fit {fingerprint}, which {run.name} does not have; {found}; try the other "
+            f"runs of {os.path.dirname(run.path)}, or see 'The fits that ship' in docs/file_format.md"
         )
     raise UserError(
         f"{run.path}: no fit to compress with; make one with post_process.py: "
-        + (found or "there is no ChannelwisePriorCDFQuantizer-*.npz")
+        + ("; ".join(reasons) or "there is no ChannelwisePriorCDFQuantizer-*.npz")
     )
 
 

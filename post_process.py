@@ -65,7 +65,7 @@ def fit_or_load(run, validation, options, rebuild=False, new_path=None):
         if not validation:
             raise UserError(
                 f"{run.path}: no saved fit serves, and there are no validation images to make one: "
-                + "; ".join(reasons)
+                f"{'; '.join(reasons)}; it has {', '.join(store.names(kind)) or 'no fit of this kind'}"
             )
         note(f"fits {kind.__name__} to {len(validation.images)} validation images: {'; '.join(reasons)}")
         return store.save(fit(), options, rebuild)

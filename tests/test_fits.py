@@ -296,7 +296,7 @@ def test_the_codec_names_what_it_skipped_if_no_fit_is_left(run, china):
             assert message.count(name) == 1
         assert f"{bad[0]} was fitted to other weights" in message
     assert "post_process.py" in messages[0]
-    assert "another run or fit" in messages[1]
+    assert "it has no fit that can be used; " in messages[1]
     assert "try the other runs" in messages[1] and "docs/file_format.md" in messages[1]
 
 
@@ -306,8 +306,8 @@ def test_the_codec_names_the_fits_that_did_not_write_a_file(run, china):
     data = codec.compress(china, run, 1.0)
     os.remove(os.path.join(run.path, VBQ))
     message = fails(codec.decompress, data, run)
-    assert f"{other.name}.npz is not the fit that wrote it" in message
-    assert data[4:12].hex() in message and run.name in message
+    needed = f"the file needs the fit {data[4:12].hex()}, which {run.name} does not have; "
+    assert f"{needed}it has {other.name}.npz; " in message
 
 
 def test_files_that_are_no_fits_are_passed_over(run, china):

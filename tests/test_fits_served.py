@@ -81,6 +81,7 @@ def test_fewer_lambdas_or_levels_are_served_with_the_same_numbers(run):
 def test_a_message_says_which_setting_differs(saved_run, other, words):
     message = fails(fit_or_load, saved_run, **other)
     assert saved_run.path in message and "no saved fit serves" in message
+    assert message.endswith(tuple(f"; it has {name.removesuffix('.npz')}" for name in NAMES))
     for word in words:
         assert word in message
 

@@ -193,7 +193,7 @@ def test_the_gains_that_ship(china):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, plain, with_gains", [(PAPER_RUN, 1, 1), (RUN, 3, 1)])
+@pytest.mark.parametrize("name, plain, with_gains", [(PAPER_RUN, 1, 1), (RUN, 3, 2)])
 def test_a_file_of_any_fit_that_ships_is_read_with_tables_that_are_kept(china, name, plain, with_gains):
     run = load_run(CHECKPOINTS, name)
     store, image = FitStore(run.path, run.fingerprint), china[:64, :64]

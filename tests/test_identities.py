@@ -5,6 +5,7 @@ import os
 import brute_force
 import numpy as np
 import pytest
+from conftest import ROOT
 from shipped import CHECKPOINTS, PAPER_RUN, RUN
 
 from quantizers import ChannelwisePriorCDFQuantizer, KmeansQuantizer, UniformQuantizer
@@ -76,13 +77,16 @@ def test_different_quantizers_of_the_same_arrays_have_different_identities():
         (RUN, ChannelwisePriorCDFQuantizer, "", "ab124ce0214f82ec"),
         (RUN, ChannelwisePriorCDFQuantizer, "-passes=20", "78ec05e1551ee046"),
         (RUN, ChannelwisePriorCDFQuantizer, "-passes=20-contexts", "b66cf9aef8d258a2"),
+        (RUN, DecoderGains, "", "beae4138ba15c2f3"),
         (RUN, DecoderGains, "-passes=20-contexts", "d99490db29a39e37"),
     ],
 )
 def test_the_fingerprints_of_the_shipped_fits_are_pinned(run, kind, name, fingerprint):
-    """They stand in the .vbq files that these fits have written."""
+    """They stand in the .vbq files that these fits have written, and in the documentation."""
     path = os.path.join(CHECKPOINTS, run, f"{kind.__name__}-max_bits=10{name}.npz")
     assert kind.load(path).identity()[:16] == fingerprint
+    with open(os.path.join(ROOT, "docs", "file_format.md"), encoding="utf-8") as file:
+        assert f"| {fingerprint} |" in file.read()
 
 
 def test_the_identity_of_gains_changes_with_every_part_of_them():

@@ -37,16 +37,18 @@ RESULTS = os.path.join(ROOT, "results")
 PUBLISHED = os.path.join(RESULTS, "published", "kodak_psnr_rgb_curves.csv")
 FOLDERS = {PAPER_RUN: "standard_normal_prior", RUN: "learned_prior"}  # of the result files of each run
 VARIANTS = {  # runs, and arguments of post_process.py
-    "VBQ": (PAPER_RUN, []),
-    "VBQ with gains": (PAPER_RUN, ["--gains"]),
+    "VBQ, as in the paper": (PAPER_RUN, []),
+    "VBQ, as in the paper, with gains": (PAPER_RUN, ["--gains"]),
     "VBQ, learned prior": (RUN, []),
+    "VBQ, learned prior, with gains": (RUN, ["--gains"]),
     "VBQ, refined": (RUN, ["--passes", "20"]),
     "VBQ, contexts": (RUN, ["--passes", "20", "--contexts"]),
     "VBQ, gains": (RUN, ["--passes", "20", "--contexts", "--gains"]),
     "VBQ, joint": (RUN, ["--passes", "20", "--contexts", "--gains", "--joint_steps", "8"]),
 }
-PAPER, BEST = "VBQ", "VBQ, joint"
-ONLY_IN_TABLES = ("VBQ with gains",)  # the figure has curves enough
+PAPER, BEST = "VBQ, as in the paper", "VBQ, joint"
+# The figure has curves enough.
+ONLY_IN_TABLES = "VBQ, as in the paper, with gains", "VBQ, learned prior, with gains"
 PICTURE, PICTURE_LAMBS = "kodim23.png", (1.0, 4.0, 8.0)
 WINDOW = (40, 190, 300, 240)  # of the picture that is shown, in pixels: top, left, height, width
 

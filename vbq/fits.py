@@ -149,6 +149,11 @@ class FitStore:
             os.path.join(f, name) for f in folders for name in sorted(os.listdir(f)) if name.endswith(".npz")
         ]
 
+    def names(self, kind):
+        """The names, without ending, of the files of fits of a kind: a list of str."""
+        names = map(_name_of, self._files())  # also those of results, which may lie in the same directory
+        return [name for name in names if name.startswith(kind.__name__) and "_results" not in name]
+
     def find(self, kind, options, validation=None):
         """Finds a saved fit that serves the options.
 
