@@ -41,7 +41,7 @@ def test_published_curves_are_read_and_drawn(tmp_path):
     assert all(points.shape[0] == 2 for points in curves.values())
     ours = curve([0.2, 0.5, 1], [28.0, 31.0, 34.0])
     path = tmp_path / "figure.png"
-    make_results.draw_published(str(path), {"VBQ": ours, make_results.BEST: ours})
+    make_results.draw_published(str(path), {make_results.PAPER: ours, make_results.BEST: ours})
     with Image.open(path) as image:
         assert image.size[0] > 500
 
