@@ -215,7 +215,7 @@ class ChannelwisePriorCDFQuantizer(Quantizer):
             plain = dataclasses.replace(options, contexts=False)
             found = latents.saved(cls, plain)
             if found and list(found.quantizer.lambs) == cls.settings_of(options):
-                fit = found.quantizer  # which took as long as contexts take
+                fit = found.quantizer  # the passes, half of the work, need not be done again
             else:
                 fit = cls.fit_to(latents, plain)
             return fit.with_contexts_fitted_to(latents.mean, latents.std)

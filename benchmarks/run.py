@@ -4,7 +4,7 @@
     python benchmarks/run.py --rows metrics    some of them; --list names them
     python benchmarks/run.py --quick           all with tiny sizes: tries the rows, the ratios mean nothing
 
-The models are the paper's that ships, of 256 filters, and one of 64 filters that is trained for a moment. The
+The models are the paper's that ships (256 filters), and one of 64 filters that is trained for a moment. The
 photographs are the Kodak images if --kodak or KODAK_DIR names their folder, else parts of the two that come
 with scikit-learn.
 """

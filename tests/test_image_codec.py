@@ -17,9 +17,9 @@ from codec_runs import (
     make_run,
     toy_quantizer,
 )
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from fuzz_codec import put, repair
-from shipped import RUN
+from shipped import CHECKPOINTS, RUN
 
 from quantizers import DEFAULT_LAMBS, ChannelwisePriorCDFQuantizer
 from vbq import bitstream, joint
@@ -279,7 +279,7 @@ def test_targets_with_joint_steps_take_three_compressions(with_contexts, china, 
 @pytest.mark.slow
 def test_joint_steps_come_close_to_targets_with_the_shipped_model(china, refined_files):
     """Within 3 % and 0.3 dB, and better than without steps."""
-    run = load_run(os.path.join(ROOT, "checkpoints"), RUN)
+    run = load_run(CHECKPOINTS, RUN)
     one, image = Codec(run, ChannelwisePriorCDFQuantizer.load(fit_path(run, 20, True))), china[96:, 64:160]
     encoder, plain = Encoder(one, image, joint_steps=4), Encoder(one, image)
     for bpp in (0.5, 1.5):
@@ -399,7 +399,7 @@ def test_kodak_at_every_lambda(kodak, the_codec):
 @pytest.mark.slow
 def test_kodak_at_every_lambda_with_the_shipped_model(kodak):
     """With contexts, which take longer, every lambda on six of the images."""
-    run = load_run(os.path.join(ROOT, "checkpoints"), RUN)
+    run = load_run(CHECKPOINTS, RUN)
     fits = [ChannelwisePriorCDFQuantizer.load(fit_path(run, 20, contexts)) for contexts in (False, True)]
     assert fits[1].contexts is not None
     passes, contexts = (Codec(run, fit) for fit in fits)

@@ -6,17 +6,14 @@ import os
 import numpy as np
 import pytest
 from codec_runs import copy_of, golden_fit, make_run
-from conftest import ROOT
 from PIL import Image
-from shipped import RUN
+from shipped import CHECKPOINTS, RUN
 
 import codec
 from quantizers import ChannelwisePriorCDFQuantizer, Posterior
 from vbq import joint, tiling
 from vbq.images import read_image
 from vbq.runs import load_run
-
-CHECKPOINTS = os.path.join(ROOT, "checkpoints")
 
 
 @pytest.fixture(scope="module")

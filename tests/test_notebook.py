@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from shipped import RUN
+from shipped import CHECKPOINTS, RUN
 from sklearn.datasets import load_sample_image
 
 import codec
@@ -102,7 +102,7 @@ def test_its_numbers_are_those_of_the_model(committed):
     rows = np.array([[float(n) for n in line.split()] for line in table.splitlines()[1:] if line])
     assert len(rows) == 5
     image = load_sample_image("flower.jpg")
-    run = codec.load_run(os.path.join(ROOT, "checkpoints"), RUN)
+    run = codec.load_run(CHECKPOINTS, RUN)
     lamb, *expected = rows[2]
     data = codec.compress(image, run, lamb)
     quality = utils.ImageMetrics(image).evaluate(codec.decompress(data, run))

@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from conftest import GOLDEN_RUN, ROOT
+from conftest import GOLDEN_RUN
 from evaluation import SMALL, SMALL_NAMES, TEST_IMAGES, results
 from PIL import Image
-from shipped import RUN
+from shipped import CHECKPOINTS, RUN
 
 import post_process
 from quantizers import QUANTIZERS
@@ -113,9 +113,9 @@ def test_shards_make_no_plot_and_their_merger_makes_that_of_the_whole(fresh, val
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--passes", "20", "--contexts"]])
 def test_the_fits_that_ship_serve_fewer_settings_with_the_same_numbers(tmp_path, china, capsys, flags):
-    checkpoints, before = os.path.join(ROOT, "checkpoints"), os.listdir(f"{ROOT}/checkpoints/{RUN}")
+    before = os.listdir(f"{CHECKPOINTS}/{RUN}")
     Image.fromarray(china[:64, :64]).save(tmp_path / "x.png")
-    argv = [checkpoints, RUN, "-", str(tmp_path / "*.png"), *flags]
+    argv = [CHECKPOINTS, RUN, "-", str(tmp_path / "*.png"), *flags]
     assert post_process.main([*argv, "--out", str(tmp_path / "all")]) == 0
     capsys.readouterr()
     few = ["--lambs", "1", "4", "--quantization_levels", "4", "16"]
@@ -131,4 +131,4 @@ def test_the_fits_that_ship_serve_fewer_settings_with_the_same_numbers(tmp_path,
         for key in MEASURES:
             np.testing.assert_array_equal(part[key], whole[key][:, columns], err_msg=key)
         assert str(part["fit"]) == str(whole["fit"])
-    assert os.listdir(f"{ROOT}/checkpoints/{RUN}") == before
+    assert os.listdir(f"{CHECKPOINTS}/{RUN}") == before

@@ -255,7 +255,7 @@ def _loop(trainer, batches, config, log, saver):
             is_due = saver.due()
             if is_due:
                 log.flush()
-            log.write(trainer.model, x)  # first: who goes on from the checkpoint does not write its row
+            log.write(trainer.model, x)  # before the checkpoint: training that resumes there skips this row
             if is_due:
                 saver.save()
     log.flush()
