@@ -55,6 +55,8 @@ def test_names_that_stand_for_nothing(tmp_path):
     assert f"no .vbq files match {tmp_path}" in fails(find_inputs, [str(tmp_path / "*.png")], True)
     missing = str(tmp_path / "missing.png")
     assert find_inputs([missing]) == [missing]  # like a damaged file, it must not stop the others
+    glob = str(tmp_path / "*.jpg")
+    assert find_inputs([glob, missing]) == sorted([glob, missing])  # nor must these
 
 
 def test_what_is_a_batch(tmp_path):

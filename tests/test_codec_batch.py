@@ -181,6 +181,16 @@ def test_what_cannot_be_written_is_told_before_any_work(tmp_path, place, photos,
     assert sorted(os.listdir(tmp_path)) == ["photos"]
 
 
+def test_an_empty_folder_does_not_stop_the_others(tmp_path, place, photos, capsys):
+    empty, out = tmp_path / "empty", tmp_path / "out"
+    empty.mkdir()
+    status, text, err = command(capsys, "compress", *place, photos / "a.png", empty, photos / "*.gif", out)
+    assert status == 1 and sorted(os.listdir(out)) == ["a.vbq"] and text.endswith(" dB\n")
+    assert "error: no file to work on is in the folder" in err and "error: no file to work on matches" in err
+    status, text, _ = command(capsys, "info", out, empty)
+    assert status == 1 and "2 files, 1 failed" in text
+
+
 def test_other_formats(tmp_path, place, photos, run, capsys):
     command(capsys, "compress", *place, photos, tmp_path / "out")
     for name in ("webp", ".BMP"):

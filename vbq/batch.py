@@ -54,16 +54,24 @@ def find_inputs(patterns, compressed=False):
         files.
 
     Returns:
-      Sorted list of different paths.
+      Sorted list of different paths. A folder or glob that stands for no file is one of them if there are
+      others: `process` then reports it as it reports a missing file, and works on the others.
 
     Raises:
-      UserError: a folder or a glob stands for no file.
+      UserError: no folder or glob stands for a file, and there is no other name.
     """
-    found = {}
-    for pattern in patterns:
-        for path in _matches(os.path.expanduser(pattern), compressed):
+    found, empty = {}, {}
+    for pattern in map(os.path.expanduser, patterns):
+        try:
+            paths = _matches(pattern, compressed)
+        except UserError as error:
+            empty[os.path.abspath(pattern)] = pattern, error
+            continue
+        for path in paths:
             found.setdefault(os.path.abspath(path), path)
-    return sorted(found.values())
+    if not found:
+        raise next(iter(empty.values()))[1]
+    return sorted([*found.values(), *(pattern for pattern, _ in empty.values())])
 
 
 def _matches(pattern, compressed):
@@ -213,6 +221,9 @@ def process(jobs, prepare, finish, begin=lambda: None, alone=False):
 
     def prepared(job):
         try:
+            if not alone and _is_pattern(job.source):  # see `find_inputs`
+                where = "is in the folder" if os.path.isdir(job.source) else "matches"
+                raise UserError(f"no file to work on {where} {job.source}")
             return job, prepare(job), None
         except UserError as error:
             return job, None, error
