@@ -80,6 +80,23 @@ def test_loss_and_gradients_are_those_of_tensorflow(filters, sizes, strides, den
         assert np.linalg.norm(gradient.numpy() - reference) <= 1e-4 * np.linalg.norm(reference), name
 
 
+def test_bfloat16_changes_loss_and_gradients_by_its_rounding():
+    config = ModelConfig((12, 10, 8), (9, 5, 5), (4, 2, 2), learned_prior=True, likelihood_variance=0.01)
+    model, generator = Model(config, torch.device("cpu")), torch.Generator().manual_seed(0)
+    start = train_state.initial(config, seed=0)["weights"]
+    weights = {k: torch.tensor(v, requires_grad=True) for k, v in start.items()}
+    x, noise = torch.rand(2, 64, 64, 3, generator=generator), torch.randn(2, 4, 4, 8, generator=generator)
+
+    def loss_and_gradients(dtype):
+        loss = model.loss(weights, x, noise, dtype)["loss"]
+        return loss, torch.autograd.grad(loss, list(weights.values()))
+
+    (exact, expected), (loss, found) = map(loss_and_gradients, (torch.float32, torch.bfloat16))
+    assert 0 < abs(loss - exact) <= 1e-2 * abs(exact)
+    for name, one, other in zip(weights, found, expected):
+        assert one.dtype == torch.float32 and (one - other).norm() <= 0.05 * other.norm(), name
+
+
 def test_adam_is_that_of_tensorflow(tmp_path):
     import tensorflow as tf
 

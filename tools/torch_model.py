@@ -136,12 +136,15 @@ class LowerBound(torch.autograd.Function):
         return gradient * ((x >= ctx.bound) | (gradient < 0)), None
 
 
-def gdn(x, reparam_beta, reparam_gamma, inverse):
-    """(Inverse) generalized divisive normalization of x [B, H, W, C], in float32 (Ballé et al., 2017)."""
+def gdn(x, reparam_beta, reparam_gamma, inverse, dtype):
+    """(Inverse) generalized divisive normalization of x [B, H, W, C] (Ballé et al., 2017).
+
+    The product of the squares with gamma is one in `dtype`; everything else is float32.
+    """
     x = x.float()
     beta = LowerBound.apply(reparam_beta, math.sqrt(BETA_MINIMUM + GDN_PEDESTAL)).square() - GDN_PEDESTAL
     gamma = LowerBound.apply(reparam_gamma, math.sqrt(GDN_PEDESTAL)).square() - GDN_PEDESTAL
-    norm = x.square() @ gamma + beta
+    norm = (x.square().to(dtype) @ gamma.to(dtype)).float() + beta
     return x * (torch.sqrt(norm) if inverse else torch.rsqrt(norm))
 
 
@@ -158,25 +161,19 @@ def factorized_log_prob(weights, z):
     Returns:
       float32 [B, h, w, C].
     """
-    values, slopes = [z], [1.0]  # of the units of a layer, each [B, h, w, C]
+    values = z.reshape(-1, 1, z.shape[-1]).permute(2, 1, 0)  # of the units of a layer: (C, units, B h w)
+    slopes = torch.ones_like(values)
     for layer in range(PRIOR_LAYERS):
         matrix = F.softplus(weights[f"prior/matrix_{layer}"])  # (C, units, units before)
-        bias = weights[f"prior/bias_{layer}"]  # (C, units, 1)
-
-        def product(j, units, matrix=matrix):
-            return sum(matrix[:, j, k] * unit for k, unit in enumerate(units))
-
-        rows = range(matrix.shape[1])
-        values = [product(j, values) + bias[:, j, 0] for j in rows]
-        slopes = [product(j, slopes) for j in rows]
+        values = torch.baddbmm(weights[f"prior/bias_{layer}"], matrix, values)
+        slopes = torch.bmm(matrix, slopes)
         if layer < PRIOR_LAYERS - 1:
             factor = torch.tanh(weights[f"prior/factor_{layer}"])  # (C, units, 1)
-            for j in rows:
-                t = torch.tanh(values[j])
-                values[j] = values[j] + factor[:, j, 0] * t
-                slopes[j] = slopes[j] * (1 + factor[:, j, 0] * (1 - t * t))
-    (logits,), (slope,) = values, slopes
-    return F.logsigmoid(logits) + F.logsigmoid(-logits) + torch.log(slope)
+            t = torch.tanh(values)
+            values = values + factor * t
+            slopes = slopes * (1 + factor * (1 - t * t))
+    log_prob = F.logsigmoid(values) + F.logsigmoid(-values) + torch.log(slopes)  # (C, 1, B h w)
+    return log_prob.permute(2, 1, 0).reshape(z.shape)
 
 
 class Model:
@@ -214,7 +211,7 @@ class Model:
                 x = x + weights[f"{name}/bias"]
             if i < last:
                 beta, gamma = (weights[f"{name}/{norm}_{i}/reparam_{part}"] for part in ("beta", "gamma"))
-                x = gdn(x, beta, gamma, inverse=norm == "igdn")
+                x = gdn(x, beta, gamma, norm == "igdn", dtype)
         return x.float()
 
     def analysis(self, weights, x, dtype=torch.float32):
@@ -234,7 +231,8 @@ class Model:
           weights: dict of float32 tensors.
           x: float32 [B, H, W, 3] in [0, 1], sides multiples of the stride.
           noise: float32 [B, H / stride, W / stride, C], standard normal.
-          dtype: torch.dtype of the convolutions; everything else is float32.
+          dtype: torch.dtype of the convolutions and of the matrix product in GDN; everything else is
+            float32.
 
         Returns:
           dict of scalars: `loss`, `likelihood` log p(x | z), `kl` log q(z | x) - log p(z) at the sample,

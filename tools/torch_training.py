@@ -182,7 +182,7 @@ class Trainer:
           photos: Photos.
           config: TrainingConfig.
           device: torch.device.
-          precision: str, arithmetic of the convolutions: "bf16", "tf32" or "float32".
+          precision: str, arithmetic of the convolutions and other products: "bf16", "tf32" or "float32".
           compiled: bool, whether torch.compile fuses the loss.
         """
         self.model, self.photos, self.config, self.device = model, photos, config, device

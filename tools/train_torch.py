@@ -53,7 +53,8 @@ def build_parser():
         "--precision",
         choices=["bf16", "tf32", "float32"],
         default="float32",
-        help="arithmetic of the convolutions (bf16, tf32); GDN, loss and densities stay float32",
+        help="arithmetic of the convolutions and of GDN's product; a learned prior's products are TF32 with "
+        "bf16 and tf32 on an accelerator; everything else is float32",
     )
     add("--compile", action="store_true", help="fuse the loss with torch.compile")
     add(
