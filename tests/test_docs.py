@@ -27,7 +27,7 @@ PAGES = [
 SMALLER = [
     (r"num_filters 64 64 64", "num_filters 4 3 2"),
     (r"num_filters 256 256 256", "num_filters 4 4 2"),
-    (r"num_filters=256_256_256(\S*last_step)=\d+", r"num_filters=4_4_2\1=2"),
+    (r"num_filters=64_64_64(\S*last_step)=\d+", r"num_filters=4_3_2\1=2"),
     (r"--patchsize \d+", "--patchsize 32"),
     (r"--batchsize \d+", "--batchsize 2"),
     (r"--last_step \d+", "--last_step 2"),
@@ -110,7 +110,7 @@ def test_commands(page, folder):
     printed = bash("".join(smaller(block) for block in blocks(page, "sh")), folder)
     if page == "README.md":
         check_output(printed)
-        run = "num_filters=4_4_2-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
+        run = "num_filters=4_3_2-filter_dims=9_5_5-sampling_rates=4_2_2-learned_prior=False"
         (folder_of_run,) = (folder / "tmp" / "checkpoints").glob(f"bls2017_vae-{run}*")
         assert {"args.json", "record.txt", "log.csv", "rate_distortion.png", "prior.npz"} <= set(
             os.listdir(folder_of_run)

@@ -3,8 +3,10 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
+from vbq import record
 from vbq.command import UserError
 from vbq.record import append_record, changed_flags, neighbours, read_flags, write_flags
 from vbq.threads import cores
@@ -78,15 +80,16 @@ def test_neighbours_differ_in_last_step_only_and_have_a_state(tmp_path):
     assert neighbours(str(tmp_path / "a")) == neighbours(str(tmp_path / "none" / "a-last_step=1")) == []
 
 
-def test_record_says_how_each_start_came_to_be(tmp_path):
+def test_record_says_how_each_start_came_to_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "PACKAGES", ("numpy", "no-such-package"))
     for step in (0, 7):
-        append_record(str(tmp_path), FLAGS, step, num_photographs=3)
+        append_record(str(tmp_path), FLAGS, step, data="3 photographs")
     text = (tmp_path / "record.txt").read_text()
     assert text.count("start at step 0, 3 photographs") == text.count("start at step 7, 3 photographs") == 1
-    assert f"{cores()} cores" in text
+    assert f", numpy {np.__version__}; " in text and f"{cores()} cores" in text
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path):
     os.symlink("/dev/full", tmp_path / "record.txt")
     with pytest.raises(UserError, match="cannot write .*record.txt: No space left on device"):
-        append_record(str(tmp_path), FLAGS, 0, num_photographs=3)
+        append_record(str(tmp_path), FLAGS, 0, data="3 photographs")

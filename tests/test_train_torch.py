@@ -172,6 +172,10 @@ def test_slices_equal_one_run_and_load_run_reads_the_result(tmp_path, photos, ca
         train_torch.main([*sliced, "--max_seconds", "0.000001"])  # one interval
         assert train_state.load(run_dir_of(sliced))["global_step"] == 2
         train_torch.main(sliced)
+    with open(os.path.join(run_dir_of(sliced), "record.txt"), encoding="utf-8") as file:
+        assert re.findall("start at step [0-9]+, .*", file.read()) == [
+            f"start at step {step}, 12 photographs and scales" for step in (0, 2)
+        ]
     a, b = train_state.load(run_dir_of(whole)), train_state.load(run_dir_of(sliced))
     assert a["global_step"] == b["global_step"] == 6
     for slot in train_state.SLOTS:

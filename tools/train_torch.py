@@ -32,7 +32,7 @@ import bls2017_vae
 from vbq.command import Parser, UserError, note, number, reason, run_main
 from vbq.config import ModelConfig, TrainingConfig
 from vbq.files import find_images
-from vbq.record import check_init_run, neighbours, write_flags
+from vbq.record import append_record, check_init_run, neighbours, write_flags
 from vbq.run_lock import run_lock
 from vbq.signals import Deferred
 
@@ -215,11 +215,12 @@ def _print_line(step, means, pixels, rate):
     )
 
 
-def begin(run_dir, args, first, resumes):
-    """Writes `args.json`, and says from where the training starts."""
+def begin(run_dir, args, first, resumes, data):
+    """Writes `args.json` and `record.txt`, and says from where the training starts."""
     parser = build_parser()
     others = [] if resumes or args.init_run else neighbours(run_dir)
     warning = write_flags(run_dir, vars(args), first if resumes else None, vars(parser.parse_args([])))
+    append_record(run_dir, vars(args), first, data)
     if resumes:
         note(f"{run_dir}: resumes at step {first} of {args.last_step}")
     if warning:
@@ -280,10 +281,11 @@ def main(argv=None):
             note(f"{run_dir}: {config.init_run} has no learned prior; it is fitted to that run's latents")
             weights = state["weights"]
             state = train_state.from_weights(weights | fit_prior(model, weights, photos, config, device))
-        begin(run_dir, args, int(state["global_step"]), resumes)
+        data = f"{len(photos.first)} photographs and scales"
+        begin(run_dir, args, int(state["global_step"]), resumes, data)
         trainer = Trainer(model, state, photos, config, device, args.precision, args.compile)
         print(
-            f"{run_dir}: step {trainer.step}; {len(photos.first)} photographs and scales, "
+            f"{run_dir}: step {trainer.step}; {data}, "
             f"{photos.pixels.numel() / 1e9:.2f} GB; ready after {time.monotonic() - started:.0f} s",
             flush=True,
         )

@@ -20,7 +20,8 @@ from vbq.config import LAYER_LISTS
 from vbq.files import atomic_write, make_folder
 from vbq.threads import cores
 
-PACKAGES = ("tensorflow", "tensorflow-compression", "numpy", "pillow")  # those that decide the results
+# Those that decide the results, of which PyTorch or TensorFlow may be missing.
+PACKAGES = ("tensorflow", "tensorflow-compression", "torch", "numpy", "pillow")
 
 # Flags that do not change the result, so that a run may go on with other ones. The last line has those of
 # `tools/train_torch.py`.
@@ -173,14 +174,14 @@ def check_init_run(run_dir, config):
             raise UserError(f"--init_run: {run_dir} has --{name} {theirs}, but this run has {ours}")
 
 
-def append_record(run_dir, flags, first_step, num_photographs):
+def append_record(run_dir, flags, first_step, data):
     """Appends to `record.txt` how this start came to be.
 
     Args:
       run_dir: str.
       flags: dict of names to values that JSON can hold.
       first_step: int, the step at which this start begins.
-      num_photographs: int, how many photographs it trains on.
+      data: str, what it trains on, such as "680 photographs".
 
     Raises:
       UserError: the file cannot be written.
@@ -190,7 +191,7 @@ def append_record(run_dir, flags, first_step, num_photographs):
     try:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(
-                f"{now}: start at step {first_step}, {num_photographs} photographs\n"
+                f"{now}: start at step {first_step}, {data}\n"
                 f"  command: {shlex.join([sys.executable, *sys.argv])}\n"
                 f"  flags: {json.dumps(flags, sort_keys=True)}\n"
                 f"  code: git commit {_git_commit()}\n"
@@ -212,5 +213,12 @@ def _git_commit():
 
 def _versions():
     """One line on Python, the packages that decide the results, and the machine."""
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    packages = ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)))
     return f"Python {platform.python_version()}, {packages}; {platform.platform()}, {cores()} cores"
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

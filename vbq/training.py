@@ -181,7 +181,7 @@ def train(run_dir, model_config, config, flags, defaults=None):
             summary_dir = os.path.join(config.log_dir, os.path.basename(run_dir)) if config.log_dir else ""
             outputs = SideOutputs(run_dir, summary_dir, first)
             _begin(run_dir, config, flags, defaults, first if resumes else None)
-            append_record(run_dir, flags, first, len(photographs))
+            append_record(run_dir, flags, first, f"{len(photographs)} photographs")
             saver = trainer.saver(run_dir, config.save_checkpoint_secs)
         log = Log(run_dir, outputs, config.save_summary_secs, config.patchsize**2)
         _train_saved(trainer, _batches(photographs, config, first, worker, workers), config, log, saver)
