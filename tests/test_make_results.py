@@ -12,6 +12,7 @@ from shipped import PAPER_RUN, RUN
 from quantizers import QUANTIZERS
 from vbq import plots
 from vbq.command import UserError
+from vbq.files import find_images
 from vbq.images import read_image
 from vbq.results import results_path
 
@@ -49,12 +50,12 @@ def test_published_curves_are_read_and_drawn(tmp_path):
 def test_every_variant_is_evaluated_on_crops_and_only_its_result_files_are_kept(tmp_path, monkeypatch):
     (tmp_path / "kodak").mkdir()
     for i in range(24):
-        Image.new("RGB", (48, 32), (i, i, i)).save(tmp_path / "kodak" / f"{i:02d}.png")
+        Image.new("RGB", (48, 32), (i, i, i)).save(tmp_path / "kodak" / f"kodim{i + 1:02d}.png")
     seen = []
 
     def main(argv):
         args = make_results.post_process.parse_args(argv)
-        paths = make_results.find_images(args.test_glob)
+        paths = find_images(args.test_glob)
         assert len(paths) == 24 and read_image(paths[7]).tolist() == [[[7, 7, 7]] * 32] * 16
         os.makedirs(args.out, exist_ok=True)
         options = make_results.post_process.fit_options(args), args.joint_steps
@@ -64,10 +65,11 @@ def test_every_variant_is_evaluated_on_crops_and_only_its_result_files_are_kept(
                 file.write(str(len(seen)))
         (tmp_path / args.out / "bd_rates.md").touch()
         seen.append((args.runname, names[0]))
+        assert not (tmp_path / "results").exists()  # results are replaced when all are there
 
     monkeypatch.setattr(make_results.post_process, "main", main)
     monkeypatch.setattr(make_results, "RESULTS", str(tmp_path / "results"))
-    make_results.evaluate(str(tmp_path / "kodak"))
+    make_results.evaluate(make_results.kodak_images(str(tmp_path / "kodak")))
     assert [run for run, _ in seen] == [PAPER_RUN] * 2 + [RUN] * 6
     found = {
         str(path.relative_to(tmp_path / "results")): path.read_text()
@@ -79,7 +81,13 @@ def test_every_variant_is_evaluated_on_crops_and_only_its_result_files_are_kept(
     assert found == {results_path(*place): text for place, text in expected.items()}
 
 
-def test_results_need_the_kodak_images(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    with pytest.raises(UserError, match="24 Kodak images, but has 1 PNG"):
-        make_results.evaluate(str(tmp_path))
+def test_results_need_the_kodak_images_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_results, "RESULTS", str(tmp_path / "results"))
+    for i in range(24):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i:02d}.png")
+    for folder in "", "none", str(tmp_path):
+        with pytest.raises(
+            UserError, match=f"--kodak '{folder}': this folder should hold the 24 Kodak images"
+        ):
+            make_results.main(["--kodak", folder, "--reuse"])
+    assert not (tmp_path / "results").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import re
 import shlex
 import signal
@@ -223,6 +224,14 @@ def test_state_goes_to_tensorflow_and_back(tmp_path, photos, monkeypatch):
     variable = trainer.weights["prior/matrix_1"]
     moment = trainer.prior_optimizer.get_slot(variable, "m")
     np.testing.assert_array_equal(moment, before["adam_m"]["prior/matrix_1"])
+    # The later state is the one that counts, and a state that is as late is no one's to replace.
+    with pytest.raises(UserError, match="is that of step 3 by tools/train_torch.py already"):
+        convert_checkpoint.main(["to-torch", run_dir])
+    train_state.save(run_dir, before | {"global_step": 2, "adam_step": 2})
+    convert_checkpoint.main(["to-weights", run_dir])
+    assert load_npz(os.path.join(run_dir, "weights.npz"))["global_step"] == 3
+    convert_checkpoint.main(["to-torch", run_dir])
+    assert train_state.load(run_dir)["adam_step"] == 3
     # Files for use come from either. They are rounded: small kernels to float16, large ones to fewer steps.
     exact = train_state.result(before)
     name, small = max(exact, key=lambda name: exact[name].size), "sequential/layer_1/kernel_rdft"
@@ -273,6 +282,88 @@ def test_whatever_ends_a_slice_leaves_a_state_and_the_next_one_goes_on(tmp_path,
     assert capsys.readouterr().err.count("trains there already") == 2
 
 
+def test_a_signal_after_a_divergence_keeps_the_state_before(tmp_path, photos, capsys):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    argv += ["--last_step", "9"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_training, "LOG_STEPS", 2)
+        assert run_main(train_torch.main, [*argv, "--max_seconds", "0.000001"]) == 0
+    diverging = [*argv, "--learning_rate", "1e30"]
+    assert train_until(diverging, 5, lambda: os.kill(os.getpid(), signal.SIGINT)) == 1
+    assert "not finite in" in capsys.readouterr().err
+    state = train_state.load(run_dir_of(argv))
+    assert state["global_step"] == 2
+    with pytest.raises(UserError, match="weights are not finite at step 2; it is not saved"):
+        train_state.save(run_dir_of(argv), state | {"weights": {"a": np.array([1, np.nan])}})
+    assert train_state.load(run_dir_of(argv))["global_step"] == 2
+
+
+def test_what_a_resumed_run_starts_anew(tmp_path, photos):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    argv += ["--last_step", "60", "--warmup_steps", "0"]
+    run_dir = run_dir_of(argv)
+    state = train_state.initial(
+        ModelConfig((6, 5, 4), (9, 5, 5), (4, 2, 2), likelihood_variance=0.01), seed=0
+    )
+    os.makedirs(run_dir)
+    train_state.save_weights(run_dir, state | {"global_step": 50})
+    assert (
+        train_until([*argv, "--learning_rate", "1e-3"], 51, lambda: os.kill(os.getpid(), signal.SIGINT))
+        == 130
+    )
+    resumed, kernel = train_state.load(run_dir), "sequential/layer_1/kernel_rdft"
+    assert (resumed["global_step"], resumed["adam_step"]) == (52, 2)  # with weights alone, Adam starts anew
+    moved = np.abs(resumed["weights"][kernel] - state["weights"][kernel])
+    assert 0 < moved.max() <= 2.1e-3  # two steps of the learning rate
+    train_state.save(run_dir, resumed | {"ema": state["weights"]})  # not an average: `averaged` is False
+    assert run_main(train_torch.main, [*argv, "--learning_rate", "1e-30", "--ema_decay", "0.9"]) == 0
+    finished = train_state.load(run_dir)
+    np.testing.assert_array_equal(finished["ema"][kernel], resumed["weights"][kernel])
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, photos, capsys):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    argv += ["--last_step", "2"]
+    assert run_main(train_torch.main, [*argv, "--ema_decay", "0.5"]) == 0
+    before = contents(run_dir_of(argv))
+    assert run_main(train_torch.main, argv) == 0
+    assert f"{run_dir_of(argv)}: already at step 2" in capsys.readouterr().out
+    assert contents(run_dir_of(argv)) == before
+
+
+def contents(folder):
+    """The bytes of all files in a folder, by path."""
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+
+
+def test_a_later_tensorflow_checkpoint_is_not_passed_over(tmp_path, photos, capsys):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    argv += ["--last_step", "9"]
+    run_dir = run_dir_of(argv)
+    assert run_main(train_torch.main, argv) == 0
+    for number in (8, 10):
+        open(os.path.join(run_dir, f"model.ckpt-{number}.index"), "wb").close()
+    before = contents(run_dir)
+    another = [*argv[:-1], "12", "--init_run", os.path.basename(run_dir)]
+    capsys.readouterr()
+    assert run_main(train_torch.main, argv) == run_main(train_torch.main, another) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("the TensorFlow checkpoint of step 10; hand it" in line for line in lines)
+    assert contents(run_dir) == before
+    os.remove(os.path.join(run_dir, "model.ckpt-10.index"))
+    assert run_main(train_torch.main, argv) == 0
+
+
+def test_progress_is_printed_at_the_same_steps_after_an_interruption(tmp_path, photos, capsys, monkeypatch):
+    monkeypatch.setattr(torch_training, "LOG_STEPS", 3)
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    argv += ["--last_step", "10"]
+    assert train_until(argv, 3, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    assert run_main(train_torch.main, argv) == 0
+    with open(os.path.join(run_dir_of(argv), "train_torch.csv"), encoding="utf-8") as file:
+        assert [line.split(",")[0] for line in file] == ["3", "6", "9", "10"]
+
+
 def test_a_loss_that_is_not_finite_is_told_and_not_saved(tmp_path, photos, capsys):
     argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--last_step", "4"]
     argv += ["--device", "cpu", "--learning_rate", "1e30"]
@@ -293,6 +384,8 @@ def test_photographs_that_cannot_be_used_are_named(tmp_path, photos, capsys):
     with pytest.raises(UserError, match="no photograph of at least 88 x 88 pixels"):
         torch_training.load_photos(photos, 88, 1.0, False, torch.device("cpu"), 1)
     lines = capsys.readouterr().err.splitlines()
+    small = torch_training.load_photos(photos, 8, 0.2, False, torch.device("cpu"), 1)
+    assert sorted(set(small.height.tolist()))[:2] == [16, 24]  # 0.2 and 0.3 of 80
     assert len(lines) == 3 and all(line.startswith("warning: left out: ") for line in lines)
     for name, words in (("a.png", "but has 96 x 80"), ("b.png", "88 x 88 pixels"), ("c.png", "damaged")):
         assert sum(name in line and words in line for line in lines) == 1

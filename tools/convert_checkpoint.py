@@ -4,9 +4,9 @@
     python tools/convert_checkpoint.py to-tensorflow RUN_DIR
     python tools/convert_checkpoint.py to-weights RUN_DIR
 
-The first turns the latest TensorFlow checkpoint into a state of `tools/train_torch.py`, the second turns that
-state into a TensorFlow checkpoint, and the third writes the latest state of either to `weights.npz`, rounded,
-to ship.
+The first turns the latest TensorFlow checkpoint into a state of `tools/train_torch.py`, the second turns the
+latest state of either trainer into a TensorFlow checkpoint, and the third writes that state to `weights.npz`,
+rounded, to ship. Without a state of a trainer, all take the weights in `weights.npz`.
 """
 
 import argparse
@@ -58,6 +58,7 @@ def read_tensorflow(run_dir):
             )
         if all(value is not None for value in moments.values()):
             state[slot] = moments
+            state["adam_step"] = int(arrays["optimizer/iter/.ATTRIBUTES/VARIABLE_VALUE"])
     return state
 
 
@@ -95,17 +96,27 @@ def write_tensorflow(run_dir, state):
         variable.assign(state["ema"][name])
     trainer.step.assign(state["global_step"])
     for optimizer in (trainer.optimizer, trainer.prior_optimizer):
-        optimizer.iterations.assign(state["global_step"])
+        optimizer.iterations.assign(state["adam_step"])
     trainer.saver(run_dir).save()
 
 
 def convert(direction, run_dir):
-    """Does one of the `DIRECTIONS`."""
+    """Does one of the `DIRECTIONS`.
+
+    Raises:
+      UserError: there is nothing to convert, or it is damaged, or cannot be written.
+    """
+    state, step = train_state.load(run_dir), train_state.tensorflow_step(run_dir)
+    if state and direction == "to-torch" and state["global_step"] >= step:
+        raise UserError(
+            f"{run_dir}: its latest state is that of step {state['global_step']} by tools/train_torch.py "
+            "already; there is no later TensorFlow checkpoint to convert"
+        )
+    if not state or state["global_step"] < step:
+        state = read_tensorflow(run_dir)
     if direction == "to-torch":
-        train_state.save(run_dir, read_tensorflow(run_dir))
-        return
-    state = train_state.load(run_dir) or read_tensorflow(run_dir)
-    if direction == "to-tensorflow":
+        train_state.save(run_dir, state)
+    elif direction == "to-tensorflow":
         write_tensorflow(run_dir, state)
     else:
         train_state.save_weights(run_dir, state, to_ship=True)

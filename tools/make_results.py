@@ -7,6 +7,7 @@ python tools/make_results.py --kodak /path/to/kodak --reuse    # from the result
 import argparse
 import csv
 import functools
+import glob
 import io
 import os
 import shutil
@@ -24,9 +25,10 @@ import post_process
 from quantizers import QUANTIZERS, Posterior
 from utils import evaluate_compression_jpg
 from vbq import plots, tiling
+from vbq.baselines import are_named_as_kodak
 from vbq.bd_rates import QUALITIES, bd_quality, bd_rate, increasing
 from vbq.command import Parser, UserError, run_main
-from vbq.files import atomic_write, find_images, load_npz, make_folder
+from vbq.files import atomic_write, load_npz, make_folder
 from vbq.fits import DEFAULT_LEVELS
 from vbq.images import center_crop, read_image
 from vbq.metrics import ImageMetrics
@@ -49,7 +51,8 @@ VARIANTS = {  # runs, and arguments of post_process.py
 PAPER, BEST = "VBQ, as in the paper", "VBQ, joint"
 # The figure has curves enough.
 ONLY_IN_TABLES = "VBQ, as in the paper, with gains", "VBQ, learned prior, with gains"
-LEAST_QUALITY = 8  # of JPEG, in a second comparison: at 1, 2 and 4 it is so bad that they decide the first one
+# JPEG is compared twice: from quality 1 up, as published, and from this one up. It is at its worst at 1, 2, 4.
+LEAST_QUALITY = 8
 PICTURE, PICTURE_LAMBS = "kodim23.png", (1.0, 4.0, 8.0)
 WINDOW = (40, 190, 300, 240)  # of the picture that is shown, in pixels: top, left, height, width
 
@@ -57,15 +60,29 @@ WINDOW = (40, 190, 300, 240)  # of the picture that is shown, in pixels: top, le
 # The evaluation.
 
 
-def evaluate(kodak):
-    """Crops the images as for the published JPEG figures, and evaluates every variant.
+def kodak_images(folder):
+    """Returns the paths of the 24 Kodak images in a folder.
 
     Raises:
-      UserError: there are not 24 Kodak images.
+      UserError: they are not there, or other PNG files are.
     """
-    paths = find_images(os.path.join(kodak, "*.png"))
-    if len(paths) != 24:
-        raise UserError(f"{kodak}: this should hold the 24 Kodak images, but has {len(paths)} PNG files")
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.png")))
+    if not folder or not are_named_as_kodak(paths):
+        raise UserError(
+            f"--kodak {folder!r}: this folder should hold the 24 Kodak images, kodim01.png to kodim24.png, "
+            "and no other PNG files (with make: KODAK_DIR=/path/to/kodak)"
+        )
+    return paths
+
+
+def evaluate(paths):
+    """Crops the Kodak images as for the published JPEG figures, and evaluates every variant.
+
+    The result files are replaced once all variants are evaluated.
+
+    Args:
+      paths: list of str, the Kodak images.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             Image.fromarray(crop(read_image(path))).save(os.path.join(folder, os.path.basename(path)))
@@ -75,9 +92,12 @@ def evaluate(kodak):
             # Baselines are kept of the paper's variant only; with the others, one level is enough.
             levels = [] if label == PAPER else ["--quantization_levels", str(DEFAULT_LEVELS[0])]
             post_process.main([CHECKPOINTS, run, "-", images, "--out", out, *arguments, *levels])
+        for label in VARIANTS:  # now that all are there
             make_folder(results_of(label))
-            for path in result_paths(label, out)[: None if label == PAPER else 1]:
-                shutil.copy(path, results_of(label))
+            found = result_paths(label, os.path.join(folder, label))[: None if label == PAPER else 1]
+            for path in found:
+                with atomic_write(os.path.join(results_of(label), os.path.basename(path))) as kept:
+                    shutil.copyfile(path, kept)
 
 
 def options_of(label):
@@ -276,8 +296,9 @@ def main(argv=None):
         help="do not evaluate again: draw and compare what is under results/ (default: off)",
     )
     args = parser.parse_args(argv)
+    paths = kodak_images(args.kodak)
     if not args.reuse:
-        evaluate(args.kodak)
+        evaluate(paths)
     curves = load_curves()
     table, deltas = plots.text_table(list(curves.values())), comparison(curves)
     for name, text in (("table.txt", table), ("bd_rates.md", deltas)):

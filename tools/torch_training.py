@@ -19,7 +19,7 @@ from vbq.priors import PRIOR_CROPS, DeepFactorizedPrior
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # TensorFlow's Adam
 LOG_STEPS = 100
-SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the photographs that --min_scale keeps in memory
+SCALES = tuple(tenths / 10 for tenths in range(10, 0, -1))  # of the photographs, those from --min_scale up
 Photos = collections.namedtuple("Photos", "pixels first height width cumulative")
 
 
@@ -186,7 +186,7 @@ class Trainer:
           compiled: bool, whether torch.compile fuses the loss.
         """
         self.model, self.photos, self.config, self.device = model, photos, config, device
-        self.step = int(state["global_step"])
+        self.step, self.adam_step = int(state["global_step"]), int(state["adam_step"])
         self.saved = self.step  # the caller sets it when it has saved a state
         self.is_whole = True  # not in the middle of a step, so that the state can be saved
         place = functools.partial(torch.tensor, dtype=torch.float32, device=device)
@@ -273,10 +273,9 @@ class Trainer:
         """
         end = time.monotonic() + seconds
         while self.step < last_step:
-            steps = min(LOG_STEPS, last_step - self.step)
-            for _ in range(steps):
-                if stop():
-                    return
+            first, stopped = self.step, False
+            until = min(first - first % LOG_STEPS + LOG_STEPS, last_step)
+            while self.step < until and not (stopped := stop()):
                 self._set_rates()
                 self.is_whole = False
                 if self.device.type == "cuda":
@@ -284,24 +283,32 @@ class Trainer:
                 else:
                     self._one_step()
                 self.step += 1
+                self.adam_step += 1
                 self.is_whole = True
-            sums = self.sums.tolist()
-            self.sums.zero_()
-            if sums[4] < (0.9 * steps if self.config.clip_norm else steps):
-                self.is_whole = False  # no state to keep
-                raise UserError(
-                    f"the loss was not finite in {steps - sums[4]:.0f} of the {steps} steps before step "
-                    f"{self.step}; {self._kept()}. Try a lower --learning_rate, --warmup_steps or --clip_norm"
-                )
-            yield self.step, [s / sums[4] for s in sums[:4]]
+            means = self._means(self.step - first)
+            if stopped:
+                return
+            yield self.step, means
             if time.monotonic() >= end:
                 return
+
+    def _means(self, steps):
+        """Returns the means of the last steps, and starts new ones. See `train`."""
+        sums = self.sums.tolist()
+        self.sums.zero_()
+        if sums[4] < (0.9 * steps if self.config.clip_norm else steps):
+            self.is_whole = False  # no state to keep
+            raise UserError(
+                f"the loss was not finite in {steps - sums[4]:.0f} of the {steps} steps before step "
+                f"{self.step}; {self._kept()}. Try a lower --learning_rate, --warmup_steps or --clip_norm"
+            )
+        return [s / max(sums[4], 1) for s in sums[:4]]
 
     def _set_rates(self):
         config, rate = self.config, self.config.rate(self.step)
         rates = (rate, config.prior_lr * rate / config.learning_rate)
         for tensor, rate in zip(self.rates, rates):
-            tensor.fill_(adam_rate(rate, self.step + 1))
+            tensor.fill_(adam_rate(rate, self.adam_step + 1))
 
     def _kept(self):
         return f"the state of step {self.saved} is kept" if self.saved else "no state is saved yet"
@@ -314,6 +321,7 @@ class Trainer:
 
         return {
             "global_step": self.step,
+            "adam_step": self.adam_step,
             "weights": host(self.weights.values()),
             **{name: host(tensors) for name, tensors in self.slots.items()},
             "averaged": bool(self.config.ema_decay),

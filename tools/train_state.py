@@ -1,7 +1,8 @@
 """The state of a training run as NumPy arrays, for `train_torch.py` and `convert_checkpoint.py`.
 
-A state is a dict: `global_step`, an int; `weights`, `adam_m`, `adam_v`, `ema`, dicts of float32 arrays by the
-names of the original's variables; `averaged`, whether the moving average `ema` is the result; and, once
+A state is a dict: `global_step`, an int; `adam_step`, an int, the steps since Adam's moments were zero;
+`weights`, `adam_m`, `adam_v`, `ema`, dicts of float32 arrays by the names of the original's variables;
+`averaged`, whether the moving average `ema` is the result (otherwise it equals the weights); and, once
 PyTorch has trained, `rng_state`, a uint8 array. On disk it is `RUN/train_torch/STEP-I-of-N.npz`, in N parts
 of limited size. It is complete only if all N are there.
 """
@@ -134,6 +135,7 @@ def from_weights(weights, global_step=0):
     zeros = {k: np.zeros_like(v) for k, v in weights.items()}
     return {
         "global_step": global_step,
+        "adam_step": 0,
         "averaged": False,
         "weights": weights,
         "adam_m": zeros,
@@ -172,8 +174,10 @@ def load(run_dir):
     pieces = {}
     for path in found[max(complete)]:
         pieces.update(load_npz(path))
+    step = int(pieces.pop("global_step"))
     state = {
-        "global_step": int(pieces.pop("global_step")),
+        "global_step": step,
+        "adam_step": int(pieces.pop("adam_step", step)),  # states of before 2026-11-27 lack it
         "averaged": bool(pieces.pop("averaged")),
         "rng_state": pieces.pop("rng_state", None),
     }
@@ -181,9 +185,19 @@ def load(run_dir):
     for key in sorted(pieces, key=lambda key: int(key.rpartition("|")[2])):
         slot, name, _ = key.split("|")
         rows.setdefault(slot, {}).setdefault(name, []).append(pieces[key])
-    return state | {
+    state |= {
         slot: {name: np.concatenate(blocks) for name, blocks in named.items()} for slot, named in rows.items()
     }
+    if not state["averaged"]:  # an average that begins now begins here
+        state["ema"] = state["weights"]
+    return state
+
+
+def tensorflow_step(run_dir):
+    """Returns the step of the latest TensorFlow checkpoint in a run directory, by its name; -1 if none."""
+    names = os.listdir(run_dir) if os.path.isdir(run_dir) else []
+    matches = (re.fullmatch(r"model\.ckpt-(\d+)\.index", name) for name in names)
+    return max((int(match[1]) for match in matches if match), default=-1)
 
 
 def save(run_dir, state, part_bytes=15e6):
@@ -193,10 +207,16 @@ def save(run_dir, state, part_bytes=15e6):
       run_dir: str.
       state: dict, a state.
       part_bytes: float, largest size of a part.
+
+    Raises:
+      UserError: a weight is no finite number, or a file cannot be written. States from before are kept.
     """
+    if not all(np.isfinite(value).all() for value in state["weights"].values()):
+        raise UserError(f"{run_dir}: weights are not finite at step {state['global_step']}; it is not saved")
     folder = os.path.join(run_dir, FOLDER)
     make_folder(folder)
-    pieces = [("global_step", np.int64(state["global_step"])), ("averaged", np.bool_(state["averaged"]))]
+    pieces = [(name, np.int64(state[name])) for name in ("global_step", "adam_step")]
+    pieces.append(("averaged", np.bool_(state["averaged"])))
     if state.get("rng_state") is not None:
         pieces.append(("rng_state", state["rng_state"]))
     for slot in SLOTS:

@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import sys
 import time
 
@@ -70,8 +71,8 @@ def build_parser():
     add(
         "--max_seconds",
         type=number(float, above=0),
-        default=math.inf,
-        help="stop this slice after so many seconds of training and save the state",
+        help="stop this slice after so many seconds of training and save the state; without it, go on until "
+        "--last_step",
     )
     add("--part_mb", type=number(float, above=0), default=15, help="largest file of the state, in 10^6 bytes")
     add(
@@ -98,9 +99,9 @@ def load_state(run_dir, model_config, config):
 
     Raises:
       UserError: the weights are those of another model; or there is no run `config.init_run`, or its model
-        has other layers.
+        has other layers; or the latest state of a run is one of TensorFlow.
     """
-    state = train_state.load(run_dir) or _weights_alone(run_dir)
+    state = _latest(run_dir)
     if state:
         slots = {name: train_state.fitting(state[name], model_config, run_dir) for name in train_state.SLOTS}
         return state | slots, True
@@ -113,21 +114,27 @@ def load_state(run_dir, model_config, config):
 def _weights_of(run_dir, model_config):
     """Returns the result of another run, dict of float32 arrays by name. It may lack a learned prior."""
     check_init_run(run_dir, model_config)
-    state = train_state.load(run_dir) or _weights_alone(run_dir)
+    state = _latest(run_dir)
     if not state:
-        raise UserError(
-            f"--init_run: {run_dir}: has no state of this tool; make one with tools/convert_checkpoint.py "
-            "to-torch"
-        )
+        raise UserError(f"--init_run: {run_dir}: has no state")
     weights = train_state.result(state)
     learned_prior = model_config.learned_prior and train_state.has_prior(weights)
     model_config = dataclasses.replace(model_config, learned_prior=learned_prior)
     return train_state.fitting(weights, model_config, f"--init_run: {run_dir}")
 
 
-def _weights_alone(run_dir):
-    path = os.path.join(run_dir, "weights.npz")
-    return train_state.from_file(path) if os.path.exists(path) else None
+def _latest(run_dir):
+    """Returns the state of a run, or that of its `weights.npz`, or None."""
+    state, path = train_state.load(run_dir), os.path.join(run_dir, "weights.npz")
+    if not state and os.path.exists(path):
+        state = train_state.from_file(path)
+    step = train_state.tensorflow_step(run_dir)
+    if step > (state["global_step"] if state else -1):
+        raise UserError(
+            f"{run_dir}: its latest state is the TensorFlow checkpoint of step {step}; hand it to this tool "
+            f"with `python tools/convert_checkpoint.py to-torch {shlex.quote(run_dir)}`"
+        )
+    return state
 
 
 class Log:
@@ -163,7 +170,7 @@ def train(run_dir, trainer, config, max_seconds, part_bytes, verbose):
       run_dir: str.
       trainer: torch_training.Trainer.
       config: TrainingConfig.
-      max_seconds: float, after which the slice stops.
+      max_seconds: float, after which the slice stops; None for no limit.
       part_bytes: float, largest file of the state.
       verbose: bool, whether means are printed: the first ones, every 1000 steps, and the last ones.
 
@@ -194,7 +201,8 @@ def _slice(trainer, config, max_seconds, signals, log, save, verbose):
     """Trains until the last step, the end of the slice, or a signal."""
     last_save = began = time.monotonic()
     first = trainer.step
-    intervals = trainer.train(config.last_step, max_seconds, stop=lambda: signals.received)
+    seconds = math.inf if max_seconds is None else max_seconds
+    intervals = trainer.train(config.last_step, seconds, stop=lambda: signals.received)
     for i, (step, means) in enumerate(intervals):
         log.write(step, means)
         if verbose and (i == 0 or step % 1000 == 0 or step == config.last_step):
@@ -268,6 +276,9 @@ def main(argv=None):
     model_config, config = ModelConfig.of(vars(args)), TrainingConfig.of(vars(args))
     with run_lock(run_dir):
         state, resumes = load_state(run_dir, model_config, config)
+        if resumes and state["global_step"] >= config.last_step:
+            print(f"{run_dir}: already at step {state['global_step']}")
+            return 0
         photos = load_photos(
             config.train_glob,
             config.patchsize,
