@@ -8,6 +8,7 @@ behind that check is reached. Each has to end in a picture or in a `UserError` o
 this program, unlike the tests, also checks that it takes bounded time.
 """
 
+import argparse
 import collections
 import math
 import os
@@ -31,7 +32,7 @@ from conftest import GOLDEN
 
 import codec
 from vbq import bitstream
-from vbq.command import UserError
+from vbq.command import Parser, UserError, number, run_main
 from vbq.images import read_image
 
 MOST_SECONDS = 10.0  # of processor time, for one file
@@ -203,9 +204,11 @@ def fuzz(run, count, most_seconds=math.inf):
     return outcomes, sum(taken)
 
 
-def main(argv):
-    """Prints what the files ended in."""
-    count = int(argv[0]) if argv else 100000
+def main(argv=None):
+    """Prints what the files ended in; returns the exit status."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=number(int, at_least=2), default=100_000, help="of files")
+    count = parser.parse_args(argv).count
     for contexts in (False, True):
         with tempfile.TemporaryDirectory() as folder:
             run = make_run(folder, passes=4, contexts=contexts)
@@ -213,8 +216,8 @@ def main(argv):
                 codec.decompress(data, run)
             start = time.process_time()
             outcomes, taken = fuzz(run, count // 2, MOST_SECONDS)
-            for outcome, number in outcomes.most_common():
-                print(f"{number:8} {outcome}")
+            for outcome, times in outcomes.most_common():
+                print(f"{times:8} {outcome}")
             seconds, kind = time.process_time() - start, "with" if contexts else "without"
             print(
                 f"{sum(outcomes.values())} files {kind} contexts in {seconds:.0f} s; "
@@ -224,4 +227,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

@@ -51,7 +51,7 @@ VARIANTS = {  # runs, and arguments of post_process.py
 PAPER, BEST = "VBQ, as in the paper", "VBQ, joint"
 # The figure has curves enough.
 ONLY_IN_TABLES = "VBQ, as in the paper, with gains", "VBQ, learned prior, with gains"
-# JPEG is compared twice: from quality 1 up, as published, and from this one up. It is at its worst at 1, 2, 4.
+# JPEG is compared twice: with all qualities, and from this one up. It is at its worst at 1, 2 and 4.
 LEAST_QUALITY = 8
 PICTURE, PICTURE_LAMBS = "kodim23.png", (1.0, 4.0, 8.0)
 WINDOW = (40, 190, 300, 240)  # of the picture that is shown, in pixels: top, left, height, width
