@@ -189,7 +189,9 @@ def compress_files(args, alone):
         jobs = [Job(args.files[0], args.output)]
     else:
         jobs = plan(find_inputs(args.files), args.output, VBQ, args.shard)
-    codec = functools.cache(lambda: codec_of(load_run(args.checkpoint_dir, args.runname)))
+    codec = functools.cache(
+        lambda: codec_of(load_run(args.checkpoint_dir, args.runname, args.mixed_precision))
+    )
 
     def read(job):
         return read_image_with_notes(job.source)
@@ -245,7 +247,7 @@ def decompress_files(args, alone):
 
     @functools.cache
     def run():  # only once there is a file to decode, because it imports TensorFlow
-        return load_run(args.checkpoint_dir, args.runname)
+        return load_run(args.checkpoint_dir, args.runname, args.mixed_precision)
 
     def read(job):
         data = read_file(job.source)

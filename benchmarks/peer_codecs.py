@@ -74,11 +74,11 @@ class Vbq:
     packages = ("tensorflow-compression", "constriction", "scipy", "pillow", "tqdm")
     gives_pictures = True
 
-    def __init__(self, checkpoint_dir, runname, joint_steps=0):
+    def __init__(self, checkpoint_dir, runname, mixed_precision=False, joint_steps=0):
         """Loads a model; the arguments are those of `codec.py`."""
         from codec import Encoder, codec_of, load_run
 
-        self._codec = codec_of(load_run(checkpoint_dir, runname))
+        self._codec = codec_of(load_run(checkpoint_dir, runname, mixed_precision))
         self._encoder = lambda image: Encoder(self._codec, image, joint_steps)
         fit = self._codec.quantizer.description
         self.version = f"fit of {fit}; TensorFlow {importlib.metadata.version('tensorflow')}"

@@ -62,11 +62,17 @@ HEADING = (
 def peers_of(args, pictures):
     """Lists the codecs that the arguments ask for; what cannot run is left out with one line on stderr."""
     run = {"checkpoint_dir": os.path.abspath(args.checkpoint_dir), "runname": args.runname}
-    peers = [Peer("VBQ", "Vbq", run, args.lambs, pictures, required=True)]
-    if args.joint_steps and args.joint_images:
-        joint = run | {"joint_steps": args.joint_steps}
-        few = min(args.joint_images, pictures)
-        peers.append(Peer(f"VBQ, {args.joint_steps} joint steps", "Vbq", joint, args.lambs, few, True))
+    peers = []
+    for mixed in (False, True) if args.mixed_precision else (False,):
+        label, options = "VBQ" + ", mixed precision" * mixed, run | {"mixed_precision": mixed}
+        peers.append(Peer(label, "Vbq", options, args.lambs, pictures, required=True))
+        if args.joint_steps and args.joint_images:
+            label, options = (
+                f"{label}, {args.joint_steps} joint steps",
+                options | {"joint_steps": args.joint_steps},
+            )
+            few = min(args.joint_images, pictures)
+            peers.append(Peer(label, "Vbq", options, args.lambs, few, required=True))
     for format_, settings in SETTINGS.items():
         if features.check(Pillow.formats[format_][0]):
             is_anchor = format_ == "JPEG"
@@ -265,6 +271,11 @@ def parse_args(argv=None):
         default=6,
         metavar="N",
         help="on how many of the images, because joint steps are slow (default: the first %(default)s)",
+    )
+    add(
+        "--mixed_precision",
+        action="store_true",
+        help="measure VBQ a second time, with the flag of codec.py of this name (default: no)",
     )
     add(
         "--compressai_qualities",

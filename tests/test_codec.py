@@ -155,6 +155,23 @@ def test_there_and_back(tmp_path, place, capsys, china, run):
     assert "256 x 192" in command(capsys, "decompress", *place, file, target)[1]
 
 
+def test_mixed_precision_writes_and_reads_the_same_files_as_float32(tmp_path, place, capsys, china):
+    names = tmp_path / "exact", tmp_path / "mixed"
+    for name in names:
+        flags = ["--mixed_precision"] * (name.name == "mixed")
+        assert command(capsys, "compress", *place, CHINA, f"{name}.vbq", *flags)[0] == 0
+        for other in names:  # decodes the file of `name`
+            flags = ["--mixed_precision"] * (other.name == "mixed")
+            picture = f"{name}-by-{other.name}.png"
+            assert command(capsys, "decompress", *place, f"{name}.vbq", picture, *flags)[0] == 0
+    exact, mixed = (os.path.getsize(f"{name}.vbq") for name in names)
+    assert mixed == pytest.approx(exact, rel=0.02)
+    pictures = [read_image(f"{name}-by-{other.name}.png") for name in names for other in names]
+    psnrs = [ImageMetrics(china).evaluate(picture)["PSNR (RGB)"] for picture in pictures]
+    assert all(psnr == pytest.approx(psnrs[0], abs=0.1) for psnr in psnrs)
+    assert len(set(psnrs)) == len(psnrs)  # they do differ
+
+
 @pytest.mark.slow
 def test_targets_on_the_command_line(tmp_path, place, capsys):
     source, file = os.path.join(GOLDEN, "test", "flower.png"), tmp_path / "x.vbq"

@@ -51,6 +51,24 @@ def test_they_compute_what_the_layers_compute(model):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 
+def test_mixed_precision_differs_by_the_rounding_of_bfloat16(model):
+    random = np.random.default_rng(5)
+    exact, mixed = (Transforms(CONFIG, model.named_weights(), mixed) for mixed in (False, True))
+    x = tf.constant(random.random((2, 32, 40, 3), np.float32))
+    z = tf.constant(random.normal(size=(2, 4, 5, 5)).astype(np.float32))
+    gains = tuple(random.uniform(0.5, 1.5, (2, 43)).astype(np.float32))
+    for name, arguments in (
+        ("analysis", [x]),
+        ("synthesis", [z]),
+        ("synthesis", [z, gains]),
+        ("likelihood_gradient", [z, x, gains]),
+    ):
+        expected, found = (tf.nest.flatten(getattr(which, name)(*arguments)) for which in (exact, mixed))
+        for a, b in zip(expected, found, strict=True):
+            assert b.dtype == tf.float32
+            assert 1e-5 < np.linalg.norm(b - a) / np.linalg.norm(a) < 0.02, name
+
+
 # Odd and even kernels, and strides that leave some pixels few taps or none.
 @pytest.mark.parametrize("high", [3, 20])  # the dense form, and the others
 @pytest.mark.parametrize(("size", "stride"), [(5, 2), (4, 2), (3, 1), (9, 4), (4, 3), (5, 4), (2, 3)])

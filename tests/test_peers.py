@@ -48,11 +48,15 @@ def test_all_codecs_that_need_no_further_package(tmp_path, images, monkeypatch, 
     make_run(str(checkpoints))
     run = ["--checkpoint_dir", str(checkpoints), "--runname", GOLDEN_RUN]
     small = ["--lambs", "0.5", "2", "--joint_steps", "1", "--joint_images", "1", "--compressai_qualities"]
+    small.append("--mixed_precision")
     assert run_main(peers.main, ["--images", images, "--out", str(out), *run, *small]) == 0
     text = capsys.readouterr().out
     assert (out / "peers.md").read_text(encoding="utf-8") == text
     rows = cells(text)
-    assert list(rows) == ["VBQ", "VBQ, 1 joint steps", "JPEG", "WebP", "AVIF", "JPEG 2000"]
+    assert list(rows) == [
+        *("VBQ", "VBQ, 1 joint steps", "VBQ, mixed precision", "VBQ, mixed precision, 1 joint steps"),
+        *("JPEG", "WebP", "AVIF", "JPEG 2000"),
+    ]
     for label, row in rows.items():
         psnr_rate, ms_ssim_rate, encode, decode, threads, peak, install, pictures, what = row
         assert float(encode) > 0 and float(decode) > 0 and int(threads) >= 1
@@ -238,5 +242,5 @@ def test_help_says_every_default(capsys):
         peers.parse_args(["--help"])
     assert status.value.code == 0
     flags = capsys.readouterr().out.partition("options:")[2].split("\n  -")[2:]
-    assert len(flags) == 10
+    assert len(flags) == 11
     assert all(re.search(r"\((no )?default", " ".join(flag.split())) for flag in flags), flags

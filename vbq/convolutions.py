@@ -61,7 +61,7 @@ def upsampling(kernel, stride):
     of a transposed convolution. The parts are cut here, once.
 
     Args:
-      kernel: float32 [k, k, high, low].
+      kernel: [k, k, high, low].
       stride: int.
 
     Returns:
@@ -165,14 +165,14 @@ def normalize(x, beta, gamma, inverse):
     """Generalized divisive normalization, or its approximate inverse, as one matrix product.
 
     Args:
-      x: [B, H, W, C].
-      beta: [C], positive.
-      gamma: [C, C], non-negative.
+      x: float32 [B, H, W, C].
+      beta: float32 [C], positive.
+      gamma: [C, C], non-negative. Its type is that of the matrix product.
       inverse: bool.
 
     Returns:
-      [B, H, W, C], `x / sqrt(beta + gamma x^2)`; if inverse, `x * sqrt(beta + gamma x^2)`.
+      float32 [B, H, W, C], `x / sqrt(beta + gamma x^2)`; if inverse, `x * sqrt(beta + gamma x^2)`.
     """
-    pool = tf.matmul(tf.reshape(tf.square(x), [-1, x.shape[-1]]), gamma)
-    pool = tf.reshape(tf.nn.bias_add(pool, beta), tf.shape(x))
+    pool = tf.matmul(tf.cast(tf.reshape(tf.square(x), [-1, x.shape[-1]]), gamma.dtype), gamma)
+    pool = tf.reshape(tf.nn.bias_add(tf.cast(pool, x.dtype), beta), tf.shape(x))
     return x * (tf.sqrt(pool) if inverse else tf.math.rsqrt(pool))

@@ -28,18 +28,21 @@ class Transforms:
       synthesis_widths: list of int, the channels that enter each layer of the synthesis transform.
     """
 
-    def __init__(self, config, weights):
+    def __init__(self, config, weights, mixed_precision=False):
         """Takes the weights.
 
         Args:
           config: ModelConfig.
           weights: dict of arrays of any float dtype, by the names of `VAE.named_variables`; other names are
             ignored.
+          mixed_precision: bool, whether convolutions and the matrix products of GDN are computed in bfloat16;
+            everything else is float32.
 
         Raises:
           ValueError: names are missing or shapes do not fit.
         """
         self.config = config
+        self._dtype = tf.bfloat16 if mixed_precision else tf.float32
         shapes = weight_shapes(config)
         check_shapes(shapes, weights)
         self._weights = {name: np.array(weights[name], np.float32) for name in shapes}
@@ -68,14 +71,19 @@ class Transforms:
         return [self._layer(prefix, i, *of_layer) for i, of_layer in enumerate(sizes)]
 
     def _layer(self, prefix, i, size, stride, channels_in, channels_out):
-        """The constants of a layer: kernel, bias, stride, and beta and gamma. None where it has none."""
+        """The constants of a layer: kernel, bias, stride, and beta and gamma. None where it has none.
+
+        Kernel and gamma have the type of the products.
+        """
         name = f"{prefix}/layer_{i}/"
         kernel = tf.matmul(rdft_basis(size, size).astype("float32"), self._weights[name + "kernel_rdft"])
         kernel = tf.reshape(kernel, [size, size, channels_in, channels_out])
         bias, gdn = self._weights.get(name + "bias"), None
         name += f"{GDN_NAMES[prefix]}_{i}/reparam_"
         if name + "beta" in self._weights:
-            gdn = tuple(_non_negative(self._weights[name + part], least) for part, least in LEAST.items())
+            beta, gamma = (_non_negative(self._weights[name + part], least) for part, least in LEAST.items())
+            gdn = beta, tf.cast(gamma, self._dtype)
+        kernel = tf.cast(kernel, self._dtype)
         return kernel, None if bias is None else tf.constant(bias), stride, gdn
 
     def named_weights(self):
@@ -85,7 +93,7 @@ class Transforms:
     def analysis(self, x):
         """Maps images to the posterior of their latents, see `VAE.analysis`."""
         for kernel, bias, stride, gdn in self._analysis:
-            x = correlate_down(x, kernel, stride)
+            x = tf.cast(correlate_down(tf.cast(x, self._dtype), kernel, stride), tf.float32)
             x = x if bias is None else tf.nn.bias_add(x, bias)
             x = normalize(x, *gdn, inverse=False) if gdn else x
         return tf.split(x, 2, axis=-1)
@@ -108,7 +116,7 @@ class Transforms:
                 z = tf.nn.bias_add(z * scale, offset)
             if inputs is not None:
                 inputs.append(z)
-            z = tf.nn.bias_add(up(z), bias)
+            z = tf.nn.bias_add(tf.cast(up(tf.cast(z, self._dtype)), tf.float32), bias)
             z = normalize(z, *gdn, inverse=True) if gdn else z
         return z
 
