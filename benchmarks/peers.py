@@ -202,7 +202,8 @@ def draw(path, outcomes, kodak):
     """Draws PSNR and MS-SSIM against bits per pixel.
 
     The first row has the curves of the codecs that coded all pictures. If joint steps were taken on fewer of
-    them, a second row has all curves over these.
+    them, a second row has all curves over these. Those with mixed precision are left out: they would hide the
+    ones without.
 
     Args:
       path: str, a PNG file.
@@ -211,6 +212,7 @@ def draw(path, outcomes, kodak):
     """
     from matplotlib.figure import Figure  # here, because the import is slow
 
+    outcomes = [one for one in outcomes if not one.peer.options.get("mixed_precision")]
     measured = [one.peer for one in outcomes if one.arrays]
     styles = {peer.label: {"color": c, "marker": m} for peer, c, m in zip(measured, COLORS, MARKERS)}
     counts = sorted({peer.pictures for peer in measured}, reverse=True)
