@@ -149,7 +149,11 @@ def _add_our_flags(add):
         help="a new run starts from the weights of this run in --checkpoint_dir, which has the same layers; "
         "a --learned_prior that this run lacks is fitted, before the first step, to its latents of 256 crops",
     )
-    add("--mixed_precision", action="store_true", help="compute convolutions in bfloat16")
+    add(
+        "--mixed_precision",
+        action="store_true",
+        help="compute convolutions and the matrix products of GDN in bfloat16",
+    )
     add(
         "--strategy",
         choices=["none", "mirrored", "multiworker"],

@@ -56,7 +56,7 @@ def test_convolution_equals_that_of_tensorflow_compression(up, size, stride, den
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gdn_equals_that_of_tensorflow_compression(inverse):
     x = tf.random.stateless_normal([2, 5, 4, 6], [0, 1])
-    ours = layers.GDN(inverse=inverse)
+    ours = layers.GDN("float32", inverse=inverse)
     theirs = tfc.GDN(inverse=inverse, alpha_parameter=2, epsilon_parameter=0.5)
     results = []
     for layer in (ours, theirs):

@@ -64,12 +64,13 @@ def test_learned_prior_replaces_the_standard_normal():
     assert len(model.trainable_variables) == len(model.named_variables)
 
 
-def test_mixed_precision_computes_only_convolutions_in_bfloat16():
+def test_mixed_precision_computes_only_products_in_bfloat16():
     exact, mixed = VAE(TINY), VAE(TINY, mixed_precision=True)
     mixed.set_named_weights(exact.named_weights())
     conv, gdn = mixed.analysis_layers[0]
     x, noise = np.random.default_rng(0).random((2, 16, 16, 3), np.float32), np.zeros((2, 4, 4, 3), np.float32)
     assert conv(x).dtype == tf.bfloat16 and gdn(conv(x)).dtype == tf.float32
+    assert gdn.product_dtype == "bfloat16" and exact.analysis_layers[0][1].product_dtype == "float32"
     assert all(v.dtype == tf.float32 for v in mixed.trainable_variables)
     found, expected = (model.loss(x, noise)["loss"] for model in (mixed, exact))
     assert found.dtype == tf.float32 and float(found) == pytest.approx(float(expected), rel=0.02)

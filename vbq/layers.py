@@ -65,11 +65,13 @@ class GDN(tfc.GDN):
     The normalization is `x / sqrt(beta + gamma x^2)`, the approximate inverse `x * sqrt(beta + gamma x^2)`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, product_dtype, **kwargs):
+        """Makes the layer, float32 except for its matrix product; further arguments are those of `tfc.GDN`."""
         super().__init__(alpha_parameter=2, epsilon_parameter=0.5, **kwargs)
+        self.product_dtype = product_dtype
 
     def call(self, inputs):
-        return normalize(inputs, self.beta, self.gamma, self.inverse)
+        return normalize(inputs, self.beta, tf.cast(self.gamma, self.product_dtype), self.inverse)
 
 
 def build_layer(conv, channels_in, gdn=None):

@@ -51,7 +51,7 @@ class Trainer:
           seed: int, of the noise.
           clip_norm: float, bound of the gradient's norm over all variables; 0 for none.
           ema_decay: float in [0, 1), decay per step of the moving average of the weights; 0 for none.
-          mixed_precision: bool, whether convolutions compute in bfloat16.
+          mixed_precision: bool, see `VAE`.
         """
         self.strategy, self.seed, self.clip_norm, self.ema_decay = strategy, seed, clip_norm, ema_decay
         with strategy.scope():

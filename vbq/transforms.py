@@ -32,7 +32,8 @@ class VAE(tf.Module):
 
         Args:
           config: ModelConfig.
-          mixed_precision: bool, whether convolutions compute in bfloat16; everything else is float32.
+          mixed_precision: bool, whether convolutions and the matrix products of GDN are computed in bfloat16;
+            everything else is float32.
         """
         super().__init__(name="vae")
         self.config = config
@@ -173,7 +174,7 @@ def _analysis_layers(config, dtype):
             use_bias=not last,
             dtype=dtype,
         )
-        layers.append(build_layer(conv, channels_in, None if last else GDN()))
+        layers.append(build_layer(conv, channels_in, None if last else GDN(dtype.compute_dtype)))
         channels_in = filters
     return layers
 
@@ -189,6 +190,7 @@ def _synthesis_layers(config, dtype):
         conv = SignalConv2D(
             filters, size, corr=False, strides_up=rate, padding="same_zeros", use_bias=True, dtype=dtype
         )
-        layers.append(build_layer(conv, channels_in, None if i == depth - 1 else GDN(inverse=True)))
+        gdn = None if i == depth - 1 else GDN(dtype.compute_dtype, inverse=True)
+        layers.append(build_layer(conv, channels_in, gdn))
         channels_in = filters
     return layers
