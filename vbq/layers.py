@@ -66,7 +66,7 @@ class GDN(tfc.GDN):
     """
 
     def __init__(self, product_dtype, **kwargs):
-        """Makes the layer, float32 except for its matrix product; further arguments are those of `tfc.GDN`."""
+        """Makes the layer: float32, except for its matrix product. Other arguments: see `tfc.GDN`."""
         super().__init__(alpha_parameter=2, epsilon_parameter=0.5, **kwargs)
         self.product_dtype = product_dtype
 
