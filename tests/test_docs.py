@@ -30,6 +30,7 @@ SMALLER = [
     (r"num_filters=64_64_64(\S*last_step)=\d+", r"num_filters=4_3_2\1=2"),
     (r"--patchsize \d+", "--patchsize 32"),
     (r"--batchsize \d+", "--batchsize 2"),
+    (r"--last_step 336000", "--last_step=3"),  # another run than that of the original's command
     (r"--last_step \d+", "--last_step 2"),
     (r"--size \d+", "--size 32"),
     (r"--count \d+", "--count 6"),

@@ -227,6 +227,11 @@ def test_state_goes_to_tensorflow_and_back(tmp_path, photos, monkeypatch):
     # The later state is the one that counts, and a state that is as late is no one's to replace.
     with pytest.raises(UserError, match="is that of step 3 by tools/train_torch.py already"):
         convert_checkpoint.main(["to-torch", run_dir])
+    damaged = os.path.join(run_dir, "model.ckpt-4.index")
+    open(damaged, "wb").close()
+    with pytest.raises(UserError, match="is that of step 3 by tools/train_torch.py already"):
+        convert_checkpoint.main(["to-torch", run_dir])
+    os.remove(damaged)
     train_state.save(run_dir, before | {"global_step": 2, "adam_step": 2})
     convert_checkpoint.main(["to-weights", run_dir])
     assert load_npz(os.path.join(run_dir, "weights.npz"))["global_step"] == 3

@@ -106,14 +106,17 @@ def convert(direction, run_dir):
     Raises:
       UserError: there is nothing to convert, or it is damaged, or cannot be written.
     """
-    state, step = train_state.load(run_dir), train_state.tensorflow_step(run_dir)
-    if state and direction == "to-torch" and state["global_step"] >= step:
+    state = train_state.load(run_dir)
+    step = state["global_step"] if state else -1
+    if not state or train_state.tensorflow_step(run_dir) > step:
+        found = read_tensorflow(run_dir)
+        if found["global_step"] > step:  # and not an earlier one, because the latest is damaged
+            state = found
+    if direction == "to-torch" and state["global_step"] == step:
         raise UserError(
-            f"{run_dir}: its latest state is that of step {state['global_step']} by tools/train_torch.py "
-            "already; there is no later TensorFlow checkpoint to convert"
+            f"{run_dir}: its latest state is that of step {step} by tools/train_torch.py already; there is "
+            "no later TensorFlow checkpoint to convert"
         )
-    if not state or state["global_step"] < step:
-        state = read_tensorflow(run_dir)
     if direction == "to-torch":
         train_state.save(run_dir, state)
     elif direction == "to-tensorflow":
