@@ -1,6 +1,7 @@
 """The PyTorch trainer against the TensorFlow model: same loss, same gradients, same state."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -229,7 +230,7 @@ def test_state_goes_to_tensorflow_and_back(tmp_path, photos, monkeypatch):
         convert_checkpoint.main(["to-torch", run_dir])
     damaged = os.path.join(run_dir, "model.ckpt-4.index")
     open(damaged, "wb").close()
-    with pytest.raises(UserError, match="is that of step 3 by tools/train_torch.py already"):
+    with pytest.raises(UserError, match="of step 4 is damaged; delete its files, and .* goes on from step 3"):
         convert_checkpoint.main(["to-torch", run_dir])
     os.remove(damaged)
     train_state.save(run_dir, before | {"global_step": 2, "adam_step": 2})
@@ -303,6 +304,24 @@ def test_a_signal_after_a_divergence_keeps_the_state_before(tmp_path, photos, ca
     assert train_state.load(run_dir_of(argv))["global_step"] == 2
 
 
+def test_a_skipped_step_does_not_cost_the_state_at_a_signal(tmp_path, photos):
+    argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
+    argv += ["--last_step", "9", "--clip_norm", "1e6"]
+    loss = Model.loss
+
+    def at_step_3(model, weights, x, noise, dtype):
+        out = loss(model, weights, x, noise, dtype)
+        calls.append(out)
+        return out | {"loss": out["loss"] * math.nan} if len(calls) == 4 else out
+
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Model, "loss", at_step_3)
+        assert train_until(argv, 5, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    state = train_state.load(run_dir_of(argv))
+    assert state["global_step"] == 6 and all(np.isfinite(x).all() for x in state["weights"].values())
+
+
 def test_what_a_resumed_run_starts_anew(tmp_path, photos):
     argv = [*TINY, "--train_glob", photos, "--checkpoint_dir", str(tmp_path), "--device", "cpu"]
     argv += ["--last_step", "60", "--warmup_steps", "0"]
@@ -319,7 +338,7 @@ def test_what_a_resumed_run_starts_anew(tmp_path, photos):
     resumed, kernel = train_state.load(run_dir), "sequential/layer_1/kernel_rdft"
     assert (resumed["global_step"], resumed["adam_step"]) == (52, 2)  # with weights alone, Adam starts anew
     moved = np.abs(resumed["weights"][kernel] - state["weights"][kernel])
-    assert 0 < moved.max() <= 2.1e-3  # two steps of the learning rate
+    assert 1.8e-3 < moved.max() <= 2.1e-3  # two steps of the learning rate
     train_state.save(run_dir, resumed | {"ema": state["weights"]})  # not an average: `averaged` is False
     assert run_main(train_torch.main, [*argv, "--learning_rate", "1e-30", "--ema_decay", "0.9"]) == 0
     finished = train_state.load(run_dir)

@@ -110,8 +110,13 @@ def convert(direction, run_dir):
     step = state["global_step"] if state else -1
     if not state or train_state.tensorflow_step(run_dir) > step:
         found = read_tensorflow(run_dir)
-        if found["global_step"] > step:  # and not an earlier one, because the latest is damaged
+        if found["global_step"] > step:  # if the latest checkpoint is damaged, an earlier state is found
             state = found
+        elif direction == "to-torch":
+            raise UserError(
+                f"{run_dir}: the TensorFlow checkpoint of step {train_state.tensorflow_step(run_dir)} is "
+                f"damaged; delete its files, and tools/train_torch.py goes on from step {step}"
+            )
     if direction == "to-torch" and state["global_step"] == step:
         raise UserError(
             f"{run_dir}: its latest state is that of step {step} by tools/train_torch.py already; there is "

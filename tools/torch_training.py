@@ -269,7 +269,8 @@ class Trainer:
           int step; list of float, the means of loss, kl, mse and gradient norm since the last yield.
 
         Raises:
-          UserError: a loss or gradient is no finite number; with `clip_norm`, more than a tenth of them.
+          UserError: a loss or gradient is no finite number; with `clip_norm`, more than `LOG_STEPS` / 10 of
+            those since the last yield.
         """
         end = time.monotonic() + seconds
         while self.step < last_step:
@@ -296,13 +297,14 @@ class Trainer:
         """Returns the means of the last steps, and starts new ones. See `train`."""
         sums = self.sums.tolist()
         self.sums.zero_()
-        if sums[4] < (0.9 * steps if self.config.clip_norm else steps):
+        # With `clip_norm`, single steps may be skipped, also in an interval that a signal cuts short.
+        if steps - sums[4] > (LOG_STEPS / 10 if self.config.clip_norm else 0):
             self.is_whole = False  # no state to keep
             raise UserError(
                 f"the loss was not finite in {steps - sums[4]:.0f} of the {steps} steps before step "
                 f"{self.step}; {self._kept()}. Try a lower --learning_rate, --warmup_steps or --clip_norm"
             )
-        return [s / max(sums[4], 1) for s in sums[:4]]
+        return [s / sums[4] if sums[4] else math.nan for s in sums[:4]]
 
     def _set_rates(self):
         config, rate = self.config, self.config.rate(self.step)

@@ -126,10 +126,12 @@ def _weights_of(run_dir, model_config):
 def _latest(run_dir):
     """Returns the state of a run, or that of its `weights.npz`, or None."""
     state, path = train_state.load(run_dir), os.path.join(run_dir, "weights.npz")
+    later = state["global_step"] + 1 if state else 0
     if not state and os.path.exists(path):
         state = train_state.from_file(path)
+        later = state["global_step"]  # a checkpoint of the same step has Adam's moments, too
     step = train_state.tensorflow_step(run_dir)
-    if step > (state["global_step"] if state else -1):
+    if step >= later:
         raise UserError(
             f"{run_dir}: its latest state is the TensorFlow checkpoint of step {step}; hand it to this tool "
             f"with `python tools/convert_checkpoint.py to-torch {shlex.quote(run_dir)}`"
