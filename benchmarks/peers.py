@@ -64,15 +64,12 @@ def peers_of(args, pictures):
     run = {"checkpoint_dir": os.path.abspath(args.checkpoint_dir), "runname": args.runname}
     peers = []
     for mixed in (False, True) if args.mixed_precision else (False,):
-        label, options = "VBQ" + ", mixed precision" * mixed, run | {"mixed_precision": mixed}
+        label, options = "VBQ, mixed precision" if mixed else "VBQ", run | {"mixed_precision": mixed}
         peers.append(Peer(label, "Vbq", options, args.lambs, pictures, required=True))
         if args.joint_steps and args.joint_images:
-            label, options = (
-                f"{label}, {args.joint_steps} joint steps",
-                options | {"joint_steps": args.joint_steps},
-            )
+            label, joint = f"{label}, {args.joint_steps} joint steps", {"joint_steps": args.joint_steps}
             few = min(args.joint_images, pictures)
-            peers.append(Peer(label, "Vbq", options, args.lambs, few, required=True))
+            peers.append(Peer(label, "Vbq", options | joint, args.lambs, few, required=True))
     for format_, settings in SETTINGS.items():
         if features.check(Pillow.formats[format_][0]):
             is_anchor = format_ == "JPEG"

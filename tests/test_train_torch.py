@@ -225,7 +225,7 @@ def test_state_goes_to_tensorflow_and_back(tmp_path, photos, monkeypatch):
     variable = trainer.weights["prior/matrix_1"]
     moment = trainer.prior_optimizer.get_slot(variable, "m")
     np.testing.assert_array_equal(moment, before["adam_m"]["prior/matrix_1"])
-    # The later state is the one that counts, and a state that is as late is no one's to replace.
+    # The later state counts, and a state of the same step is not replaced.
     with pytest.raises(UserError, match="is that of step 3 by tools/train_torch.py already"):
         convert_checkpoint.main(["to-torch", run_dir])
     damaged = os.path.join(run_dir, "model.ckpt-4.index")

@@ -106,16 +106,16 @@ def convert(direction, run_dir):
     Raises:
       UserError: there is nothing to convert, or it is damaged, or cannot be written.
     """
-    state = train_state.load(run_dir)
+    state, checkpoint_step = train_state.load(run_dir), train_state.tensorflow_step(run_dir)
     step = state["global_step"] if state else -1
-    if not state or train_state.tensorflow_step(run_dir) > step:
+    if not state or checkpoint_step > step:
         found = read_tensorflow(run_dir)
         if found["global_step"] > step:  # if the latest checkpoint is damaged, an earlier state is found
             state = found
         elif direction == "to-torch":
             raise UserError(
-                f"{run_dir}: the TensorFlow checkpoint of step {train_state.tensorflow_step(run_dir)} is "
-                f"damaged; delete its files, and tools/train_torch.py goes on from step {step}"
+                f"{run_dir}: the TensorFlow checkpoint of step {checkpoint_step} is damaged; delete its "
+                f"files, and tools/train_torch.py goes on from step {step}"
             )
     if direction == "to-torch" and state["global_step"] == step:
         raise UserError(

@@ -139,7 +139,7 @@ class LowerBound(torch.autograd.Function):
 def gdn(x, reparam_beta, reparam_gamma, inverse, dtype):
     """(Inverse) generalized divisive normalization of x [B, H, W, C] (Ballé et al., 2017).
 
-    The product of the squares with gamma is one in `dtype`; everything else is float32.
+    The product of the squares with gamma is computed in `dtype`; everything else is float32.
     """
     x = x.float()
     beta = LowerBound.apply(reparam_beta, math.sqrt(BETA_MINIMUM + GDN_PEDESTAL)).square() - GDN_PEDESTAL

@@ -24,7 +24,7 @@ def load_run(checkpoint_dir, runname, mixed_precision=False):
     Args:
       checkpoint_dir: str or path-like, directory of runs.
       runname: str, name of the run.
-      mixed_precision: bool, whether convolutions are computed in bfloat16, see `Run`.
+      mixed_precision: bool, whether the transforms are computed in bfloat16, see `Run`.
 
     Returns:
       Run.
